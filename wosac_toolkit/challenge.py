@@ -1,0 +1,221 @@
+"""The versions of the metric, as data: weights, bins and the rules of their year.
+
+Each version is exact against the official release of its year:
+
+========  ============================================  ========================================
+name      official release                              its rules
+========  ============================================  ========================================
+``2025``  waymo-open-dataset-tf-2-12-0 1.6.5 to 1.6.7   time to collision of vehicles only,
+                                                        red-light violations
+``2024``  waymo-open-dataset-tf-2-12-0 1.6.4            time to collision of all objects
+``2023``  waymo-open-dataset-tf-2-11-0 1.6.1            forward differences, sharp box corners,
+                                                        2-D road edges
+========  ============================================  ========================================
+
+Numbers are those of the official `challenge_*_config.textproto` files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from wosac_toolkit.errors import WosacError
+from wosac_toolkit.scenario import Float32Array
+
+Bucket = Literal["kinematic", "interactive", "map_based"]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A histogram estimator over `[low, high]` with `n_bins` equal bins."""
+
+    low: float
+    high: float
+    n_bins: int
+    pseudocount: float = 0.1
+
+    def edges(self) -> Float32Array:
+        """The `n_bins + 1` edges, in float32 as `tf.linspace` makes them.
+
+        The official code builds them from float32 limits as `low + i * step`, which is not what
+        `numpy.linspace` rounds to: an edge can differ in its last bit, and a value on it would
+        then fall into the other bin.
+        """
+        low, high = np.float32(self.low), np.float32(self.high)
+        step = (high - low) / np.float32(self.n_bins)
+        edges = low + np.arange(self.n_bins + 1, dtype=np.float32) * step
+        edges[-1] = high
+        return edges
+
+
+@dataclass(frozen=True, slots=True)
+class Bernoulli:
+    """The estimator of a yes-or-no feature: a histogram of two bins."""
+
+    pseudocount: float = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One of the likelihoods of the metric, named as in `SimAgentMetrics`."""
+
+    name: str
+    bucket: Bucket
+    estimator: Histogram | Bernoulli
+    weight: float
+
+    @property
+    def field(self) -> str:
+        """Its field in `SimAgentMetrics`."""
+        return f"{self.name}_likelihood"
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One version of the metric.
+
+    Attributes:
+        name: what `--challenge` takes.
+        official_release: the package whose numbers it reproduces.
+        components: in the official order of the weighted sum.
+        difference: how speeds come from positions, `central` or `forward` differences.
+        corner_rounding: how far the corners of boxes are rounded, 0 (sharp) to 1 (capsule).
+        road_edges: `stretched_3d` pairs a corner with the nearest edge in 3-D with heights
+            stretched; `planar` ignores heights.
+        ttc_vehicles_only: time to collision is scored for vehicles alone.
+        reports_rates: the release reports simulated collision and off-road rates.
+        n_rollouts: joint rollouts a scene that a submission holds.
+        n_steps: simulated steps a rollout, at 10 Hz.
+        current_time_index: the last logged step before the simulation.
+    """
+
+    name: str
+    official_release: str
+    components: tuple[Component, ...]
+    difference: Literal["central", "forward"] = "central"
+    corner_rounding: float = 0.7
+    road_edges: Literal["stretched_3d", "planar"] = "stretched_3d"
+    ttc_vehicles_only: bool = False
+    reports_rates: bool = True
+    n_rollouts: int = 32
+    n_steps: int = 80
+    current_time_index: int = 10
+
+    def component(self, name: str) -> Component | None:
+        """The component called `name`, or None where this version has none."""
+        return next((c for c in self.components if c.name == name), None)
+
+    @property
+    def has_traffic_lights(self) -> bool:
+        """Whether red-light violations are part of this version."""
+        return self.component("traffic_light_violation") is not None
+
+
+def _components(
+    kinematic: tuple[Histogram, Histogram, Histogram, Histogram],
+    weights: dict[str, float],
+) -> tuple[Component, ...]:
+    speed, acceleration, angular_speed, angular_acceleration = kinematic
+    rows: list[tuple[str, Bucket, Histogram | Bernoulli]] = [
+        ("linear_speed", "kinematic", speed),
+        ("linear_acceleration", "kinematic", acceleration),
+        ("angular_speed", "kinematic", angular_speed),
+        ("angular_acceleration", "kinematic", angular_acceleration),
+        ("distance_to_nearest_object", "interactive", Histogram(-5.0, 40.0, 10)),
+        ("collision_indication", "interactive", Bernoulli()),
+        ("time_to_collision", "interactive", Histogram(0.0, 5.0, 10)),
+        ("distance_to_road_edge", "map_based", Histogram(-20.0, 40.0, 10)),
+        ("offroad_indication", "map_based", Bernoulli()),
+        ("traffic_light_violation", "map_based", Bernoulli()),
+    ]
+    return tuple(
+        Component(name, bucket, estimator, weights[name])
+        for name, bucket, estimator in rows
+        if name in weights
+    )
+
+
+_KINEMATIC_2023 = (
+    Histogram(0.0, 35.0, 10),
+    Histogram(-15.0, 15.0, 10),
+    Histogram(-31.5, 31.5, 10),
+    Histogram(-31.5, 31.5, 10),
+)
+_KINEMATIC_2024 = (
+    Histogram(0.0, 25.0, 10),
+    Histogram(-12.0, 12.0, 11),
+    Histogram(-0.628, 0.628, 11),
+    Histogram(-3.14, 3.14, 11),
+)
+_WEIGHTS_2023 = {
+    "linear_speed": 0.09,
+    "linear_acceleration": 0.09,
+    "angular_speed": 0.09,
+    "angular_acceleration": 0.09,
+    "distance_to_nearest_object": 0.09,
+    "collision_indication": 0.18,
+    "time_to_collision": 0.09,
+    "distance_to_road_edge": 0.09,
+    "offroad_indication": 0.18,
+}
+_WEIGHTS_2024 = {
+    "linear_speed": 0.05,
+    "linear_acceleration": 0.05,
+    "angular_speed": 0.05,
+    "angular_acceleration": 0.05,
+    "distance_to_nearest_object": 0.10,
+    "collision_indication": 0.25,
+    "time_to_collision": 0.10,
+    "distance_to_road_edge": 0.10,
+    "offroad_indication": 0.25,
+}
+_WEIGHTS_2025 = {
+    **_WEIGHTS_2024,
+    "distance_to_road_edge": 0.05,
+    "traffic_light_violation": 0.05,
+}
+
+CHALLENGES: dict[str, Challenge] = {
+    c.name: c
+    for c in (
+        Challenge(
+            "2025",
+            "waymo-open-dataset-tf-2-12-0 1.6.7",
+            _components(_KINEMATIC_2024, _WEIGHTS_2025),
+            ttc_vehicles_only=True,
+        ),
+        Challenge(
+            "2024",
+            "waymo-open-dataset-tf-2-12-0 1.6.4",
+            _components(_KINEMATIC_2024, _WEIGHTS_2024),
+        ),
+        Challenge(
+            "2023",
+            "waymo-open-dataset-tf-2-11-0 1.6.1",
+            _components(_KINEMATIC_2023, _WEIGHTS_2023),
+            difference="forward",
+            corner_rounding=0.0,
+            road_edges="planar",
+            reports_rates=False,
+        ),
+    )
+}
+
+
+def get_challenge(challenge: str | int | Challenge) -> Challenge:
+    """The version called `challenge` ("2025", 2024, ...); a `Challenge` is returned as it is.
+
+    Raises:
+        WosacError: there is no version of that name.
+    """
+    if isinstance(challenge, Challenge):
+        return challenge
+    try:
+        return CHALLENGES[str(challenge)]
+    except KeyError:
+        raise WosacError(
+            f"unknown challenge {challenge!r}", mend=f"one of {', '.join(CHALLENGES)}"
+        ) from None

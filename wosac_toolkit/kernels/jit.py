@@ -1,0 +1,29 @@
+"""The one decorator of all kernels.
+
+`cache`: compiled once a machine. `error_model="numpy"`: a division by zero gives inf or nan, as in
+the official code, not an exception. `nogil`: several scenes or rollouts may run in threads of one
+process. Never `fastmath`: the score is a contract on rounding, NaN and the order of sums, and
+without it LLVM neither reorders nor fuses float operations.
+
+A cached kernel does not notice an edit in *another* file, so what a kernel calls lives in its own
+file or in `float32.py`, whose edits need `wosac warmup --clear`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Compile `function` on its first call."""
+    return numba.njit(cache=True, error_model="numpy", nogil=True)(function)  # type: ignore[no-any-return]
+
+
+def inlined(function: F) -> F:
+    """A small helper, inlined into the kernels that call it."""
+    return numba.njit(cache=True, error_model="numpy", nogil=True, inline="always")(function)  # type: ignore[no-any-return]
