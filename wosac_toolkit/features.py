@@ -1,0 +1,370 @@
+"""Scene and rollouts to features (`sim_agents_metrics/metric_features.py`).
+
+What depends on the scene alone is computed once, by `prepare_scene`; a reward that scores many sets
+of rollouts of one scene then pays only for the rollouts.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from wosac_toolkit.challenge import Challenge, get_challenge
+from wosac_toolkit.errors import RolloutsError, ScenarioError, some_ids
+from wosac_toolkit.kernels import (
+    boxes,
+    kinematics,
+    layout,
+    nearest_object,
+    red_lights,
+    road_edges,
+    time_to_collision,
+)
+from wosac_toolkit.rollouts import Rollouts
+from wosac_toolkit.scenario import (
+    BoolArray,
+    Float32Array,
+    Int8Array,
+    Int64Array,
+    MapFeatureKind,
+    Scenario,
+)
+
+# Kinematics look back two steps: an acceleration is the difference of two speeds.
+_HISTORY = 2
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Features:
+    """The features of S samples (1 for the log, R for rollouts) of the E evaluated agents.
+
+    Fields, shapes and meaning are those of the official `MetricFeatures`, over the T steps after
+    the current one. Values at steps where `valid` is False mean nothing.
+
+    Attributes:
+        object_id: int64 [E], sorted.
+        object_type: int8 [E], see `ObjectType`.
+        valid: bool [S, E, T]; all True for rollouts.
+        average_displacement_error: float32 [S, E], metres, to the log.
+        linear_speed: float32 [S, E, T], m/s in 3-D.
+        linear_acceleration: float32 [S, E, T], m/s^2, change of the linear speed.
+        angular_speed: float32 [S, E, T], rad/s.
+        angular_acceleration: float32 [S, E, T], rad/s^2.
+        distance_to_nearest_object: float32 [S, E, T], metres, negative where boxes overlap; 1e10
+            where the agent or all others are invalid.
+        collision_per_step: bool [S, E, T].
+        time_to_collision: float32 [S, E, T], seconds, at most 5.
+        distance_to_road_edge: float32 [S, E, T], metres, positive off the road; -1e10 where the
+            agent is invalid.
+        offroad_per_step: bool [S, E, T].
+        traffic_light_violation_per_step: bool [S, E, T], or None where the version has no such
+            feature.
+    """
+
+    object_id: Int64Array
+    object_type: Int8Array
+    valid: BoolArray
+    average_displacement_error: Float32Array
+    linear_speed: Float32Array
+    linear_acceleration: Float32Array
+    angular_speed: Float32Array
+    angular_acceleration: Float32Array
+    distance_to_nearest_object: Float32Array
+    collision_per_step: BoolArray
+    time_to_collision: Float32Array
+    distance_to_road_edge: Float32Array
+    offroad_per_step: BoolArray
+    traffic_light_violation_per_step: BoolArray | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PreparedScene:
+    """A scene made ready for one version of the metric.
+
+    The N simulated agents stand in the metric's order: the E evaluated ones, sorted by object id,
+    then the others as the record lists them.
+
+    Attributes:
+        scenario_id: the scene's id.
+        challenge: the version.
+        object_ids: int64 [N].
+        object_types: int8 [N].
+        n_evaluated: E.
+        size: float32 [N, 3], length, width, height at the current step, kept over the simulation.
+        history: float32 [N, 2, 4], x, y, z, heading at the last logged step but one and the
+            current step.
+        future: float32 [N, T, 4], the logged states after the current step, valid or not.
+        future_valid: bool [T, N].
+        record_valid: bool [E, H + T], the validity of the evaluated agents over the whole record.
+        margin: float32, see `nearest_object_distances`.
+        edges: the road edges.
+        signals: lanes and signals, or None where no red light can be run.
+    """
+
+    scenario_id: str
+    challenge: Challenge
+    object_ids: Int64Array
+    object_types: Int8Array
+    n_evaluated: int
+    size: Float32Array
+    history: Float32Array
+    future: Float32Array
+    future_valid: BoolArray
+    record_valid: BoolArray
+    margin: np.float32
+    edges: road_edges.RoadEdges
+    signals: red_lights.SignalledLanes | None
+
+
+def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> PreparedScene:
+    """Make a scene ready for scoring.
+
+    Raises:
+        ScenarioError: the scene cannot be scored, by us or by the official code: no logged future,
+            an evaluated agent that is not valid at the current step, no road edges, traffic
+            signals for another number of steps.
+    """
+    challenge = get_challenge(challenge)
+    where = f"scenario {scenario.scenario_id}"
+    tracks, current = scenario.tracks, challenge.current_time_index
+    if scenario.n_steps != current + 1 + challenge.n_steps:
+        raise ScenarioError(
+            f"the record has {scenario.n_steps} steps, scoring takes {current + 1} of history "
+            f"and {challenge.n_steps} of future",
+            where=where,
+            mend="use the training or validation split; the test split has no future",
+        )
+    if len(np.unique(tracks.object_ids)) != len(tracks.object_ids):
+        values, counts = np.unique(tracks.object_ids, return_counts=True)
+        raise ScenarioError(
+            f"several tracks with object id {some_ids(values[counts > 1].tolist())}", where=where
+        )
+    evaluated = scenario.evaluated_agents()
+    absent = evaluated[~tracks.valid[evaluated, current]]
+    if len(absent):
+        raise ScenarioError(
+            f"evaluated object {some_ids(tracks.object_ids[absent].tolist())} is not valid at the "
+            f"current step {current}",
+            where=where,
+            mend="the official scorer cannot score this scene either",
+        )
+    polylines = [
+        scenario.road_map.polyline(int(i)).astype(np.float32)
+        for i in scenario.road_map.of_kind(MapFeatureKind.ROAD_EDGE)
+    ]
+    if not any(len(p) >= 2 for p in polylines):
+        raise ScenarioError(
+            "missing road edges",
+            where=where,
+            mend="the metric is undefined without them, leave the scene out",
+        )
+
+    simulated = np.flatnonzero(tracks.valid[:, current])
+    rows = np.concatenate([evaluated, simulated[~np.isin(simulated, evaluated)]])
+    states = np.concatenate(
+        [tracks.position[rows].astype(np.float32), tracks.heading[rows, :, None]], axis=2
+    )
+    future_valid = np.ascontiguousarray(tracks.valid[rows, current + 1 :].T)
+    record_valid = tracks.valid[evaluated]
+    reach = max(
+        float(np.abs(states[:, current:][tracks.valid[rows, current:]][:, :2]).max()), 1.0
+    )
+    return PreparedScene(
+        scenario_id=scenario.scenario_id,
+        challenge=challenge,
+        object_ids=tracks.object_ids[rows],
+        object_types=tracks.object_types[rows],
+        n_evaluated=len(evaluated),
+        size=np.ascontiguousarray(tracks.size[rows, current]),
+        history=np.ascontiguousarray(states[:, current + 1 - _HISTORY : current + 1]),
+        future=np.ascontiguousarray(states[:, current + 1 :]),
+        future_valid=future_valid,
+        record_valid=record_valid,
+        margin=np.float32(0.01 + 1e-6 * reach),
+        edges=road_edges.road_edge_segments(
+            polylines, planar=challenge.road_edges == "planar"
+        ),
+        signals=(
+            red_lights.signalled_lanes(scenario) if challenge.has_traffic_lights else None
+        ),
+    )
+
+
+def logged_features(scene: PreparedScene) -> Features:
+    """The features of the log of a prepared scene, one sample."""
+    return _features(
+        scene, scene.future[None], np.arange(len(scene.object_ids)), scene.future_valid
+    )
+
+
+def simulated_features(scene: PreparedScene, rollouts: Rollouts, threads: int = 1) -> Features:
+    """The features of rollouts of a prepared scene; the same for any number of threads.
+
+    Raises:
+        RolloutsError: the rollouts are of another scene, or their objects or steps do not match
+            the scene's.
+    """
+    where = f"scenario {scene.scenario_id}"
+    if rollouts.scenario_id != scene.scenario_id:
+        raise RolloutsError(f"these are rollouts of scenario {rollouts.scenario_id}", where=where)
+    expected, given = np.sort(scene.object_ids), np.sort(rollouts.object_ids)
+    if not np.array_equal(expected, given):
+        missing, unknown = np.setdiff1d(expected, given), np.setdiff1d(given, expected)
+        raise RolloutsError(
+            "; ".join(
+                part
+                for part in (
+                    f"missing object {some_ids(missing.tolist())}" if len(missing) else "",
+                    f"unknown object {some_ids(unknown.tolist())}" if len(unknown) else "",
+                    "" if len(missing) or len(unknown) else "an object occurs twice",
+                )
+                if part
+            ),
+            where=where,
+            mend="simulate the objects valid at the current step, each once",
+        )
+    if rollouts.n_steps != scene.challenge.n_steps or rollouts.n_rollouts == 0:
+        raise RolloutsError(
+            f"{rollouts.n_rollouts} rollouts of {rollouts.n_steps} steps",
+            where=where,
+            mend=f"at least one rollout of {scene.challenge.n_steps} steps is needed",
+        )
+    order = np.argsort(rollouts.object_ids, kind="stable")
+    columns = order[np.searchsorted(given, scene.object_ids)]
+    valid = np.ones_like(scene.future_valid)
+    parts = np.array_split(rollouts.states, min(threads, rollouts.n_rollouts))
+    if len(parts) == 1:
+        return _features(scene, parts[0], columns, valid)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        results = list(pool.map(lambda states: _features(scene, states, columns, valid), parts))
+    return _concatenate(results)
+
+
+def compute_features(
+    scenario: Scenario, rollouts: Rollouts, challenge: str | Challenge = "2025", threads: int = 1
+) -> tuple[Features, Features]:
+    """The logged and the simulated features of a scene.
+
+    Raises:
+        ScenarioError, RolloutsError: see `prepare_scene` and `simulated_features`.
+    """
+    scene = prepare_scene(scenario, challenge)
+    return logged_features(scene), simulated_features(scene, rollouts, threads)
+
+
+def _concatenate(parts: list[Features]) -> Features:
+    """Join features of the same agents along the samples."""
+    joined = {
+        field.name: np.concatenate([getattr(p, field.name) for p in parts])
+        for field in fields(Features)
+        if field.name not in ("object_id", "object_type")
+        and getattr(parts[0], field.name) is not None
+    }
+    return Features(
+        object_id=parts[0].object_id,
+        object_type=parts[0].object_type,
+        **{"traffic_light_violation_per_step": None, **joined},
+    )
+
+
+def _features(
+    scene: PreparedScene, states: Float32Array, columns: Int64Array, valid: BoolArray
+) -> Features:
+    """The features of `states` [R, N, T, 4], whose agents stand at `columns`; valid is [T, N]."""
+    challenge, n_evaluated = scene.challenge, scene.n_evaluated
+    n_rollouts, n_agents, n_steps = states.shape[:3]
+    x, y = np.empty((2, n_rollouts, _HISTORY + n_steps, n_agents), np.float32)
+    heading = np.empty((n_rollouts, n_steps, n_agents), np.float32)
+    evaluated = np.empty((4, n_rollouts, n_evaluated, _HISTORY + n_steps), np.float32)
+    layout.unpack_states(states, columns, scene.history, x, y, heading, evaluated)
+    shape = (n_rollouts, n_evaluated, n_steps)
+
+    motion = np.empty((4, *shape), np.float32)
+    differentiate = (
+        kinematics.central_kinematics
+        if challenge.difference == "central"
+        else kinematics.forward_kinematics
+    )
+    differentiate(*evaluated, *motion)
+
+    displacement = np.empty((n_rollouts, n_evaluated), np.float32)
+    logged = np.ascontiguousarray(scene.future[:n_evaluated].transpose(2, 0, 1))
+    kinematics.displacement_errors(
+        *evaluated[:3],
+        *logged[:3],
+        scene.record_valid,
+        scene.record_valid.sum(axis=1).astype(np.float32),
+        displacement,
+    )
+
+    length, width, height = np.ascontiguousarray(scene.size.T)
+    core_length, core_width, shrinking = nearest_object.shrunken_boxes(
+        length, width, challenge.corner_rounding
+    )
+    now_x, now_y = x[:, _HISTORY:], y[:, _HISTORY:]
+    cores = np.empty((n_rollouts, n_steps, n_agents, 8), np.float32)
+    boxes.box_corners(now_x, now_y, heading, core_length, core_width, cores)
+    distance = np.empty(shape, np.float32)
+    nearest_object.nearest_object_distances(
+        now_x, now_y, cores, np.hypot(length, width) / np.float32(2), shrinking, valid,
+        scene.margin, distance,
+    )  # fmt: skip
+
+    time = np.empty(shape, np.float32)
+    time_to_collision.times_to_collision(
+        x, y, heading, length, width, valid, challenge.difference == "central", time
+    )
+
+    first = slice(None, n_evaluated)
+    corners = np.empty((n_rollouts, n_steps, n_evaluated, 8), np.float32)
+    boxes.box_corners(
+        now_x[:, :, first], now_y[:, :, first], heading[:, :, first], length[first], width[first],
+        corners,
+    )  # fmt: skip
+    to_edge = np.empty(shape, np.float32)
+    edges = scene.edges
+    segments = (
+        edges.start, edges.delta, edges.square, edges.prior, edges.following,
+        edges.convex_before, edges.convex_after,
+    )  # fmt: skip
+    if challenge.road_edges == "planar":
+        road_edges.planar_road_edge_distances(
+            corners, valid[:, first], *segments, edges.polyline_offsets, to_edge
+        )
+    else:
+        bottom = boxes.box_height_offset(height[first]) + evaluated[2, :, :, _HISTORY:].transpose(
+            0, 2, 1
+        )
+        road_edges.road_edge_distances(corners, bottom, valid[:, first], *segments, to_edge)
+
+    violations = None
+    if challenge.has_traffic_lights:
+        violations = np.zeros(shape, np.bool_)
+        if scene.signals is not None:
+            lanes, now = scene.signals, slice(challenge.current_time_index, None)
+            red_lights.red_light_violations(
+                evaluated[0, :, :, _HISTORY - 1 :], evaluated[1, :, :, _HISTORY - 1 :],
+                valid[:, first], lanes.start, lanes.delta, lanes.square, lanes.lane_offsets,
+                lanes.lane_low, lanes.lane_high, lanes.padded, lanes.signal_lane,
+                lanes.stop[now], lanes.stop_start[now], lanes.stop_delta[now],
+                lanes.stop_square[now], lanes.stop_projection[now], violations,
+            )  # fmt: skip
+
+    return Features(
+        object_id=scene.object_ids[first],
+        object_type=scene.object_types[first],
+        valid=np.broadcast_to(valid[:, first].T, shape),
+        average_displacement_error=displacement,
+        linear_speed=motion[0],
+        linear_acceleration=motion[1],
+        angular_speed=motion[2],
+        angular_acceleration=motion[3],
+        distance_to_nearest_object=distance,
+        collision_per_step=distance < 0,
+        time_to_collision=time,
+        distance_to_road_edge=to_edge,
+        offroad_per_step=to_edge > 0,
+        traffic_light_violation_per_step=violations,
+    )

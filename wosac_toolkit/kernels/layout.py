@@ -1,0 +1,48 @@
+"""From states as they are stored to the layouts that the other kernels read."""
+
+from __future__ import annotations
+
+from wosac_toolkit.kernels.jit import kernel
+from wosac_toolkit.scenario import Float32Array, Int64Array
+
+
+@kernel
+def unpack_states(
+    states: Float32Array,
+    columns: Int64Array,
+    history: Float32Array,
+    x: Float32Array,
+    y: Float32Array,
+    heading: Float32Array,
+    evaluated: Float32Array,
+) -> None:
+    """Put the history before the simulated states, reorder the agents, and split the coordinates.
+
+    Args:
+        states: float32 [R, N, T, 4], agents in any order.
+        columns: int64 [N], where each agent of the metric's order stands in `states`.
+        history: float32 [N, H, 4], the last H logged steps, in the metric's order.
+        x, y: float32 [R, H + T, N], written.
+        heading: float32 [R, T, N], written.
+        evaluated: float32 [4, R, E, H + T], written: x, y, z, heading of the first E agents.
+    """
+    n_rollouts, n_agents, n_steps = states.shape[:3]
+    n_history = history.shape[1]
+    n_evaluated = evaluated.shape[2]
+    for r in range(n_rollouts):
+        for n in range(n_agents):
+            for t in range(n_history):
+                x[r, t, n] = history[n, t, 0]
+                y[r, t, n] = history[n, t, 1]
+            column = columns[n]
+            for t in range(n_steps):
+                x[r, n_history + t, n] = states[r, column, t, 0]
+                y[r, n_history + t, n] = states[r, column, t, 1]
+                heading[r, t, n] = states[r, column, t, 3]
+        for e in range(n_evaluated):
+            column = columns[e]
+            for k in range(4):
+                for t in range(n_history):
+                    evaluated[k, r, e, t] = history[e, t, k]
+                for t in range(n_steps):
+                    evaluated[k, r, e, n_history + t] = states[r, column, t, k]

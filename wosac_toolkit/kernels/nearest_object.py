@@ -1,0 +1,150 @@
+"""Signed distance to the nearest object (`interaction_features`, `geometry_utils`).
+
+Boxes are rectangles with rounded corners. The distance of two boxes is that of the origin to the
+Minkowski difference of their shrunken cores, a convex polygon of eight vertices, less the two
+shrinking distances; it is negative where the boxes overlap.
+
+The official code evaluates every pair at every step. Here a bounding circle about each box gives a
+lower bound that is far cheaper, and only the pairs that can be the nearest are evaluated, the
+neighbour of the step before first. The result is the minimum over the same float32 numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wosac_toolkit.kernels.float32 import EXTREMELY_LARGE_DISTANCE, ONE, TWO, ZERO
+from wosac_toolkit.kernels.jit import kernel
+from wosac_toolkit.scenario import BoolArray, Float32Array
+
+_INFINITY = np.float32(np.inf)
+# Which corner of either box each vertex of the Minkowski polygon comes from.
+_REPEAT_FIRST = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+_ADVANCE_FIRST = np.array([0, 1, 1, 2, 2, 3, 3, 0])
+
+
+def shrunken_boxes(
+    length: Float32Array, width: Float32Array, corner_rounding: float
+) -> tuple[Float32Array, Float32Array, Float32Array]:
+    """Length, width and shrinking distance [N] of the cores whose outset are the rounded boxes.
+
+    Args:
+        length, width: float32 [N].
+        corner_rounding: 0 for sharp corners to 1 for capsules.
+    """
+    shrinking = np.minimum(length, width) * np.float32(corner_rounding) / TWO
+    return length - TWO * shrinking, width - TWO * shrinking, shrinking
+
+
+@kernel
+def core_distance(
+    a: Float32Array, b: Float32Array, px: Float32Array, py: Float32Array, d: Float32Array
+) -> float:
+    """Signed distance of two rectangles, negative where they overlap.
+
+    Args:
+        a, b: float32 [8], four x then four y of the corners, counter-clockwise.
+        px, py, d: float32 [9], [9] and [16], scratch.
+    """
+    # The polygon starts at the lowest vertex of `a` and of `-b`, that is the highest of `b`.
+    low_a = 0
+    high_b = 0
+    for i in range(1, 4):
+        if a[4 + i] < a[4 + low_a]:
+            low_a = i
+        if b[4 + i] > b[4 + high_b]:
+            high_b = i
+    i = (low_a + 1) & 3
+    ax, ay = a[i] - a[low_a], a[4 + i] - a[4 + low_a]
+    norm = np.sqrt(ax * ax + ay * ay)
+    ax, ay = ax / norm, ay / norm
+    i = (high_b + 1) & 3
+    bx, by = b[high_b] - b[i], b[4 + high_b] - b[4 + i]
+    norm = np.sqrt(bx * bx + by * by)
+    bx, by = bx / norm, by / norm
+    a_first = ax * by - ay * bx >= ZERO
+    for k in range(8):
+        if a_first:
+            i = (_ADVANCE_FIRST[k] + low_a) & 3
+            j = (_REPEAT_FIRST[k] + high_b) & 3
+        else:
+            i = (_REPEAT_FIRST[k] + low_a) & 3
+            j = (_ADVANCE_FIRST[k] + high_b) & 3
+        px[k] = a[i] - b[j]
+        py[k] = a[4 + i] - b[4 + j]
+    px[8] = px[0]
+    py[8] = py[0]
+    # The query point is the origin, so the vector from a vertex to it is minus the vertex. Of two
+    # distances the smaller has the smaller square, so one root at the end serves all vertices.
+    outside = 0
+    for k in range(8):
+        ex, ey = px[k + 1] - px[k], py[k + 1] - py[k]
+        edge = np.sqrt(ex * ex + ey * ey)
+        tx, ty = ex / edge, ey / edge
+        perpendicular = ty * -px[k] + -tx * -py[k]
+        along = (tx * -px[k] + ty * -py[k]) / edge
+        outside += not perpendicular <= ZERO
+        d[k] = abs(perpendicular) if (along >= ZERO) & (along <= ONE) else _INFINITY
+        d[8 + k] = px[k] * px[k] + py[k] * py[k]
+    edge_distance = d[0]
+    vertex_square = d[8]
+    for k in range(1, 8):
+        edge_distance = min(edge_distance, d[k])
+        vertex_square = min(vertex_square, d[8 + k])
+    distance = min(edge_distance, np.sqrt(vertex_square))
+    return -distance if outside == 0 else distance
+
+
+@kernel
+def nearest_object_distances(
+    x: Float32Array,
+    y: Float32Array,
+    corners: Float32Array,
+    radius: Float32Array,
+    shrinking: Float32Array,
+    valid: BoolArray,
+    margin: float,
+    distances: Float32Array,
+) -> None:
+    """Fill `distances` for the first E of N agents.
+
+    Args:
+        x, y: float32 [R, T, N], centres.
+        corners: float32 [R, T, N, 8], of the shrunken boxes.
+        radius: float32 [N], of a circle about the box.
+        shrinking: float32 [N], shrinking distances.
+        valid: bool [T, N].
+        margin: float32, metres by which rounding can make a computed distance smaller than the
+            bound from the circles.
+        distances: float32 [R, E, T], written; 1e10 where the agent or all others are invalid.
+    """
+    n_rollouts, n_steps, n_agents = x.shape
+    n_evaluated = distances.shape[1]
+    bound = np.empty(n_agents, np.float32)
+    neighbour = np.zeros(n_evaluated, np.int64)
+    px, py, scratch = np.empty(9, np.float32), np.empty(9, np.float32), np.empty(16, np.float32)
+    for r in range(n_rollouts):
+        for t in range(n_steps):
+            for e in range(n_evaluated):
+                if not valid[t, e]:
+                    distances[r, e, t] = EXTREMELY_LARGE_DISTANCE
+                    continue
+                cx, cy, reach = x[r, t, e], y[r, t, e], radius[e] + margin
+                for n in range(n_agents):
+                    dx, dy = x[r, t, n] - cx, y[r, t, n] - cy
+                    gap = np.sqrt(dx * dx + dy * dy) - (reach + radius[n])
+                    bound[n] = gap if valid[t, n] else _INFINITY
+                bound[e] = _INFINITY
+                best = EXTREMELY_LARGE_DISTANCE
+                first = neighbour[e]
+                if bound[first] < best:
+                    best = core_distance(corners[r, t, e], corners[r, t, first], px, py, scratch)
+                    best = best - shrinking[e] - shrinking[first]
+                for n in range(n_agents):
+                    if bound[n] < best and n != first:
+                        d = core_distance(corners[r, t, e], corners[r, t, n], px, py, scratch)
+                        d = d - shrinking[e] - shrinking[n]
+                        if d < best:
+                            best = d
+                            neighbour[e] = n
+                distances[r, e, t] = best

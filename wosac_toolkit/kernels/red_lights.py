@@ -1,0 +1,290 @@
+"""Red-light violations (`traffic_light_features`).
+
+An agent violates a red light if the lane it is on has a signal that says stop, and between the last
+step and this one it passed the signal's stop point, both projected on the lane's segment at the
+stop point. The lane it is on is the nearest of all surface-street lanes, and finding it is nearly
+all of the official cost; here it is looked for only where everything else holds.
+
+The official code is reproduced with its oddities. The distance to a lane segment adds the clipped
+projection where it should subtract it, and so is the distance to the segment mirrored at its start
+point. Lanes are padded with (0, 0) to the longest lane, and the segment from a lane's last point to
+the origin counts as part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wosac_toolkit.errors import ScenarioError
+from wosac_toolkit.kernels.float32 import ONE, ZERO
+from wosac_toolkit.kernels.jit import inlined, kernel
+from wosac_toolkit.scenario import (
+    BoolArray,
+    Float32Array,
+    Int64Array,
+    LaneType,
+    MapFeatureKind,
+    Scenario,
+    SignalState,
+)
+
+# Two float32 computations of the same distance can differ by less than this.
+_SLACK_M, _SLACK_RATIO = np.float32(1e-2), np.float32(1 + 1e-5)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SignalledLanes:
+    """The surface-street lanes and the signals that control them.
+
+    Attributes:
+        start, delta: float32 [n, 2], the segments of all lanes, each lane's padding segment last.
+        square: float32 [n], squared lengths.
+        lane_offsets: int64 [L + 1], the segments of each lane.
+        lane_low, lane_high: float32 [L, 2], bounding boxes of the lane without its padding,
+            mirrored as the distances are.
+        padded: bool [L], whether the lane has a padding segment.
+        signal_lane: int64 [K], the lane of each signal.
+        stop: bool [S, K], the signal says stop at that step.
+        stop_start, stop_delta: float32 [S, K, 2], the lane segment at the stop point.
+        stop_square, stop_projection: float32 [S, K], its squared length, and where the stop point
+            projects on it.
+    """
+
+    start: Float32Array
+    delta: Float32Array
+    square: Float32Array
+    lane_offsets: Int64Array
+    lane_low: Float32Array
+    lane_high: Float32Array
+    padded: BoolArray
+    signal_lane: Int64Array
+    stop: BoolArray
+    stop_start: Float32Array
+    stop_delta: Float32Array
+    stop_square: Float32Array
+    stop_projection: Float32Array
+
+
+def signalled_lanes(scenario: Scenario) -> SignalledLanes | None:
+    """The lanes and signals of a scene, or None where no violation is possible: the scene has no
+    surface-street lanes, no signals, or none that ever says stop.
+
+    Raises:
+        ScenarioError: the signals cover another number of steps than the tracks.
+    """
+    road_map, lights = scenario.road_map, scenario.traffic_lights
+    rows = np.flatnonzero(
+        (road_map.kinds == MapFeatureKind.LANE)
+        & (road_map.types == LaneType.SURFACE_STREET)
+        & (np.diff(road_map.point_offsets) >= 2)
+    )
+    if len(rows) == 0 or lights.n_steps == 0:
+        return None
+    if lights.n_steps != scenario.n_steps:
+        raise ScenarioError(
+            f"traffic signals for {lights.n_steps} steps, tracks for {scenario.n_steps}",
+            where=f"scenario {scenario.scenario_id}",
+            mend="the official scorer cannot score this scene either; fetch it again",
+        )
+    lane_ids = road_map.feature_ids[rows]
+    # Of two lanes with the same id the signal belongs to the first, as tf.argmax has it.
+    lane_of_id = {int(i): lane for lane, i in reversed(list(enumerate(lane_ids)))}
+    is_stop = (lights.states == SignalState.ARROW_STOP) | (lights.states == SignalState.STOP)
+    signal_ids = [int(i) for i in np.unique(lights.lane_ids[is_stop]) if int(i) in lane_of_id]
+    if not signal_ids:
+        return None
+
+    counts = np.diff(road_map.point_offsets)[rows]
+    padded = counts < counts.max()
+    lane_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts - 1 + padded)])
+    start = np.empty((lane_offsets[-1], 2), np.float32)
+    end = np.zeros_like(start)
+    lane_low, lane_high = np.empty((2, len(rows), 2), np.float32)
+    for lane, row in enumerate(rows):
+        points = road_map.polyline(int(row))[:, :2].astype(np.float32)
+        begin, n = lane_offsets[lane], len(points)
+        start[begin : lane_offsets[lane + 1]] = points[: n - 1 + padded[lane]]
+        end[begin : begin + n - 1] = points[1:]
+        mirrored = np.concatenate([points[:-1], 2 * points[:-1] - points[1:]])
+        lane_low[lane], lane_high[lane] = mirrored.min(axis=0), mirrored.max(axis=0)
+    delta = end - start
+    square = delta[:, 0] * delta[:, 0] + delta[:, 1] * delta[:, 1]
+
+    shape = (lights.n_steps, len(signal_ids))
+    states = np.zeros(shape, np.int8)
+    stop_points = np.zeros((*shape, 2), np.float32)
+    column = {i: k for k, i in enumerate(signal_ids)}
+    steps = np.repeat(np.arange(lights.n_steps), np.diff(lights.step_offsets))
+    for row, (step, lane_id) in enumerate(
+        zip(steps.tolist(), lights.lane_ids.tolist(), strict=True)
+    ):
+        k = column.get(lane_id)
+        if k is not None:
+            states[step, k] = lights.states[row]
+            stop_points[step, k] = lights.stop_points[row, :2]
+    signal_lane = np.array([lane_of_id[i] for i in signal_ids], dtype=np.int64)
+    stop_start, stop_delta = np.empty((2, *shape, 2), np.float32)
+    stop_square, stop_projection = np.empty((2, *shape), np.float32)
+    _project_stop_points(
+        stop_points, signal_lane, start, delta, square, lane_offsets,
+        stop_start, stop_delta, stop_square, stop_projection,
+    )  # fmt: skip
+    return SignalledLanes(
+        start=start,
+        delta=delta,
+        square=square,
+        lane_offsets=lane_offsets,
+        lane_low=lane_low,
+        lane_high=lane_high,
+        padded=padded,
+        signal_lane=signal_lane,
+        stop=(states == SignalState.ARROW_STOP) | (states == SignalState.STOP),
+        stop_start=stop_start,
+        stop_delta=stop_delta,
+        stop_square=stop_square,
+        stop_projection=stop_projection,
+    )
+
+
+@inlined
+def _mirrored_distance(
+    x: float, y: float, i: int, start: Float32Array, delta: Float32Array, square: Float32Array
+) -> float:
+    """The official distance of a point to a lane segment, with its wrong sign."""
+    px, py = x - start[i, 0], y - start[i, 1]
+    t = ZERO
+    if square[i] != ZERO:
+        t = (px * delta[i, 0] + py * delta[i, 1]) / square[i]
+        t = min(max(t, ZERO), ONE)
+    ex, ey = px + delta[i, 0] * t, py + delta[i, 1] * t
+    return np.sqrt(ex * ex + ey * ey)
+
+
+@kernel
+def _project_stop_points(
+    stop_points: Float32Array,
+    signal_lane: Int64Array,
+    start: Float32Array,
+    delta: Float32Array,
+    square: Float32Array,
+    lane_offsets: Int64Array,
+    stop_start: Float32Array,
+    stop_delta: Float32Array,
+    stop_square: Float32Array,
+    stop_projection: Float32Array,
+) -> None:
+    """Find the lane segment at each stop point and where the stop point projects on it."""
+    n_steps, n_signals = stop_points.shape[:2]
+    for k in range(n_signals):
+        begin, end = lane_offsets[signal_lane[k]], lane_offsets[signal_lane[k] + 1]
+        nearest = begin
+        for s in range(n_steps):
+            x, y = stop_points[s, k, 0], stop_points[s, k, 1]
+            moved = s == 0 or x != stop_points[s - 1, k, 0] or y != stop_points[s - 1, k, 1]
+            if moved:  # hardly ever: signals stand still
+                best = np.float32(np.inf)
+                for i in range(begin, end):
+                    distance = _mirrored_distance(x, y, i, start, delta, square)
+                    if distance < best:
+                        best, nearest = distance, i
+            dx, dy = delta[nearest, 0], delta[nearest, 1]
+            px, py = x - start[nearest, 0], y - start[nearest, 1]
+            stop_start[s, k] = start[nearest]
+            stop_delta[s, k] = delta[nearest]
+            stop_square[s, k] = square[nearest]
+            stop_projection[s, k] = (
+                ZERO if square[nearest] == ZERO else (px * dx + py * dy) / square[nearest]
+            )
+
+
+@kernel
+def _is_on_lane(
+    x: float,
+    y: float,
+    lane: int,
+    start: Float32Array,
+    delta: Float32Array,
+    square: Float32Array,
+    lane_offsets: Int64Array,
+    lane_low: Float32Array,
+    lane_high: Float32Array,
+    padded: BoolArray,
+) -> bool:
+    """Whether `lane` is the nearest of all lanes; of equally near ones the first is."""
+    own = np.float32(np.inf)
+    for i in range(lane_offsets[lane], lane_offsets[lane + 1]):
+        own = min(own, _mirrored_distance(x, y, i, start, delta, square))
+    reach = own * _SLACK_RATIO + _SLACK_M
+    for other in range(len(padded)):
+        if other == lane:
+            continue
+        begin, end = lane_offsets[other], lane_offsets[other + 1]
+        dx = max(lane_low[other, 0] - x, ZERO, x - lane_high[other, 0])
+        dy = max(lane_low[other, 1] - y, ZERO, y - lane_high[other, 1])
+        if dx * dx + dy * dy > reach * reach:
+            if not padded[other]:
+                continue
+            begin = end - 1  # the padding segment lies outside the box
+        for i in range(begin, end):
+            distance = _mirrored_distance(x, y, i, start, delta, square)
+            if distance < own or (distance == own and other < lane):
+                return False
+    return True
+
+
+@kernel
+def red_light_violations(
+    x: Float32Array,
+    y: Float32Array,
+    valid: BoolArray,
+    start: Float32Array,
+    delta: Float32Array,
+    square: Float32Array,
+    lane_offsets: Int64Array,
+    lane_low: Float32Array,
+    lane_high: Float32Array,
+    padded: BoolArray,
+    signal_lane: Int64Array,
+    stop: BoolArray,
+    stop_start: Float32Array,
+    stop_delta: Float32Array,
+    stop_square: Float32Array,
+    stop_projection: Float32Array,
+    violations: BoolArray,
+) -> None:
+    """Mark the steps at which each evaluated agent runs a red light.
+
+    Args:
+        x, y: float32 [R, E, 1 + T], from the current step on.
+        valid: bool [T, E].
+        start .. padded, signal_lane: see `SignalledLanes`.
+        stop .. stop_projection: the same, from the current step on [1 + T, K].
+        violations: bool [R, E, T], written.
+    """
+    n_rollouts, n_agents, n_steps = violations.shape
+    n_signals = len(signal_lane)
+    for r in range(n_rollouts):
+        for a in range(n_agents):
+            violations[r, a, :] = False
+            for k in range(n_signals):
+                was_behind = False
+                for s in range(n_steps + 1):
+                    position = ZERO
+                    if stop_square[s, k] != ZERO:
+                        px, py = x[r, a, s] - stop_start[s, k, 0], y[r, a, s] - stop_start[s, k, 1]
+                        dot = px * stop_delta[s, k, 0] + py * stop_delta[s, k, 1]
+                        position = dot / stop_square[s, k]
+                    if (
+                        was_behind
+                        and position > stop_projection[s, k]
+                        and stop[s, k]
+                        and valid[s - 1, a]
+                        and not violations[r, a, s - 1]
+                    ):
+                        violations[r, a, s - 1] = _is_on_lane(
+                            x[r, a, s], y[r, a, s], signal_lane[k],
+                            start, delta, square, lane_offsets, lane_low, lane_high, padded,
+                        )  # fmt: skip
+                    was_behind = position < stop_projection[s, k]

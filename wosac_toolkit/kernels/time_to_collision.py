@@ -1,0 +1,123 @@
+"""Time to collision with the object ahead (`interaction_features`).
+
+An agent follows another if that one lies ahead of its front, overlaps its straight trail sideways
+and heads in about its direction. Assuming constant speeds, the time until the gap to the nearest
+such object closes, at most 5 s.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from wosac_toolkit.kernels.float32 import EXTREMELY_LARGE_DISTANCE, TWO, ZERO, sin_cos
+from wosac_toolkit.kernels.jit import inlined, kernel
+from wosac_toolkit.kernels.kinematics import STEP_SECONDS
+from wosac_toolkit.scenario import BoolArray, Float32Array
+
+MAXIMUM_TIME_TO_COLLISION = np.float32(5.0)
+_MAX_HEADING_DIFFERENCE = np.float32(math.radians(75.0))
+_MAX_HEADING_DIFFERENCE_FOR_SMALL_OVERLAP = np.float32(math.radians(10.0))
+_SMALL_OVERLAP = np.float32(-0.5)
+_NAN = np.float32(np.nan)
+
+
+@inlined
+def _planar_speed(
+    x: Float32Array, y: Float32Array, r: int, t: int, n: int, central: bool
+) -> float:
+    """Speed of agent `n` at the simulated step `t`; `x` and `y` start two steps earlier.
+
+    NaN at the last step under central differences, as in the official code.
+    """
+    if central:
+        if t + 3 >= x.shape[1]:
+            return _NAN
+        dx = (x[r, t + 3, n] - x[r, t + 1, n]) / TWO
+        dy = (y[r, t + 3, n] - y[r, t + 1, n]) / TWO
+    else:
+        dx = x[r, t + 2, n] - x[r, t + 1, n]
+        dy = y[r, t + 2, n] - y[r, t + 1, n]
+    return np.sqrt(dx * dx + dy * dy) / STEP_SECONDS
+
+
+@kernel
+def times_to_collision(
+    x: Float32Array,
+    y: Float32Array,
+    heading: Float32Array,
+    length: Float32Array,
+    width: Float32Array,
+    valid: BoolArray,
+    central: bool,
+    times: Float32Array,
+) -> None:
+    """Fill `times` for the first E of N agents.
+
+    Two oddities of the official code: headings are subtracted without wrapping, so that two
+    parallel agents whose headings differ by a turn do not follow each other; and the agent's own
+    validity does not matter, only the other's.
+
+    Args:
+        x, y: float32 [R, 2 + T, N], the last two logged steps and T simulated ones.
+        heading: float32 [R, T, N].
+        length, width: float32 [N].
+        valid: bool [T, N].
+        central: speeds by central differences, else by backward ones.
+        times: float32 [R, E, T], written, in seconds.
+    """
+    n_rollouts, n_steps, n_agents = heading.shape
+    n_evaluated = times.shape[1]
+    front_gap = np.empty(n_agents, np.float32)
+    side_gap = np.empty(n_agents, np.float32)
+    half_length, half_width = length / TWO, width / TWO
+    # More than a corner can lie off the centre in any direction; a bound, so rounding up is safe.
+    reach = half_length + half_width + np.float32(1e-3)
+    for r in range(n_rollouts):
+        for t in range(n_steps):
+            for e in range(n_evaluated):
+                yaw = heading[r, t, e]
+                sine, cosine = sin_cos(-yaw)
+                cx, cy = x[r, t + 2, e], y[r, t + 2, e]
+                for n in range(n_agents):
+                    dx, dy = x[r, t + 2, n] - cx, y[r, t + 2, n] - cy
+                    front_gap[n] = (cosine * dx - sine * dy) - half_length[e]
+                    side_gap[n] = abs(sine * dx + cosine * dy) - half_width[e]
+                nearest = EXTREMELY_LARGE_DISTANCE
+                ahead = -1
+                for n in range(n_agents):
+                    # What is cheap and necessary first: the offsets subtracted below are positive.
+                    if not (
+                        front_gap[n] > ZERO and front_gap[n] - reach[n] < nearest
+                        and side_gap[n] < reach[n] and valid[t, n]
+                    ):
+                        continue
+                    turn = abs(heading[r, t, n] - yaw)
+                    if not turn <= _MAX_HEADING_DIFFERENCE:
+                        continue
+                    sine_turn, cosine_turn = sin_cos(turn)
+                    sine_turn, cosine_turn = abs(sine_turn), abs(cosine_turn)
+                    long_offset = half_length[n] * cosine_turn + half_width[n] * sine_turn
+                    side_offset = half_length[n] * sine_turn + half_width[n] * cosine_turn
+                    gap = front_gap[n] - long_offset
+                    overlap = side_gap[n] - side_offset
+                    if (
+                        gap > ZERO
+                        and overlap < ZERO
+                        and (
+                            overlap < _SMALL_OVERLAP
+                            or turn <= _MAX_HEADING_DIFFERENCE_FOR_SMALL_OVERLAP
+                        )
+                        and gap < nearest
+                    ):
+                        nearest = gap
+                        ahead = n
+                time = MAXIMUM_TIME_TO_COLLISION
+                if ahead >= 0:
+                    closing = _planar_speed(x, y, r, t, e, central) - _planar_speed(
+                        x, y, r, t, ahead, central
+                    )
+                    if closing > ZERO:
+                        time = min(nearest / closing, MAXIMUM_TIME_TO_COLLISION)
+                times[r, e, t] = time

@@ -1,0 +1,298 @@
+"""Likelihoods to the realism meta-metric (`sim_agents_metrics/metrics.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import isfinite, nan
+
+import numpy as np
+
+from wosac_toolkit.challenge import Bernoulli, Challenge, get_challenge
+from wosac_toolkit.errors import RolloutsError
+from wosac_toolkit.features import (
+    Features,
+    PreparedScene,
+    logged_features,
+    prepare_scene,
+    simulated_features,
+)
+from wosac_toolkit.likelihood import (
+    LoggedCounts,
+    count_log,
+    count_simulation,
+    indications,
+    log_likelihood_sums,
+)
+from wosac_toolkit.rollouts import Rollouts
+from wosac_toolkit.scenario import Float64Array, Int8Array, Int64Array, Scenario
+
+#: The official fields of a scene's score, in the order of `SimAgentMetrics`.
+METRIC_FIELDS = (
+    "metametric",
+    "average_displacement_error",
+    "min_average_displacement_error",
+    "linear_speed_likelihood",
+    "linear_acceleration_likelihood",
+    "angular_speed_likelihood",
+    "angular_acceleration_likelihood",
+    "distance_to_nearest_object_likelihood",
+    "collision_indication_likelihood",
+    "time_to_collision_likelihood",
+    "distance_to_road_edge_likelihood",
+    "offroad_indication_likelihood",
+    "traffic_light_violation_likelihood",
+    "simulated_collision_rate",
+    "simulated_offroad_rate",
+    "simulated_traffic_light_violation_rate",
+)
+
+#: The fields of `SimAgentsBucketedMetrics`, as the leaderboard shows them.
+BUCKET_FIELDS = (
+    "realism_meta_metric",
+    "kinematic_metrics",
+    "interactive_metrics",
+    "map_based_metrics",
+    "min_ade",
+    "simulated_collision_rate",
+    "simulated_offroad_rate",
+    "simulated_traffic_light_violation_rate",
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AgentScores:
+    """The E evaluated agents of a scene one by one.
+
+    Attributes:
+        object_ids: int64 [E], sorted.
+        object_types: int8 [E].
+        log_likelihoods: component name -> float64 [E], mean over the agent's valid logged steps;
+            NaN where it has none. Weighted by `n_valid_steps` their mean over agents is the
+            logarithm of the scene's likelihood.
+        n_valid_steps: component name -> int64 [E].
+        average_displacement_error: float64 [E], metres, mean over rollouts.
+        collision_rate, offroad_rate: float64 [E], share of the rollouts.
+        traffic_light_violation_rate: float64 [E], or None where the version has no such feature.
+    """
+
+    object_ids: Int64Array
+    object_types: Int8Array
+    log_likelihoods: dict[str, Float64Array]
+    n_valid_steps: dict[str, Int64Array]
+    average_displacement_error: Float64Array
+    collision_rate: Float64Array
+    offroad_rate: Float64Array
+    traffic_light_violation_rate: Float64Array | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScenarioScore:
+    """The score of one scene: the official `SimAgentMetrics` by its own field names.
+
+    A field is None where the version has none, and NaN where the official result is: see
+    `non_finite`. Displacement errors are in metres, rates are shares of rollouts and agents.
+    """
+
+    scenario_id: str
+    challenge: str
+    metametric: float
+    average_displacement_error: float
+    min_average_displacement_error: float
+    linear_speed_likelihood: float
+    linear_acceleration_likelihood: float
+    angular_speed_likelihood: float
+    angular_acceleration_likelihood: float
+    distance_to_nearest_object_likelihood: float
+    collision_indication_likelihood: float
+    time_to_collision_likelihood: float
+    distance_to_road_edge_likelihood: float
+    offroad_indication_likelihood: float
+    traffic_light_violation_likelihood: float | None
+    simulated_collision_rate: float | None
+    simulated_offroad_rate: float | None
+    simulated_traffic_light_violation_rate: float | None
+    n_rollouts: int
+    n_sim_agents: int
+    n_evaluated_agents: int
+    agents: AgentScores
+
+    @property
+    def realism_meta_metric(self) -> float:
+        """The meta-metric, by its name on the leaderboard."""
+        return self.metametric
+
+    @property
+    def kinematic_metrics(self) -> float:
+        """Weighted mean of the kinematic likelihoods."""
+        return bucket_metrics(self.metrics(), self.challenge)["kinematic_metrics"]
+
+    @property
+    def interactive_metrics(self) -> float:
+        """Weighted mean of the interactive likelihoods."""
+        return bucket_metrics(self.metrics(), self.challenge)["interactive_metrics"]
+
+    @property
+    def map_based_metrics(self) -> float:
+        """Weighted mean of the map-based likelihoods."""
+        return bucket_metrics(self.metrics(), self.challenge)["map_based_metrics"]
+
+    @property
+    def min_ade(self) -> float:
+        """The smallest displacement error of a rollout, by its name on the leaderboard."""
+        return self.min_average_displacement_error
+
+    def metrics(self) -> dict[str, float | None]:
+        """The official fields in their order."""
+        return {name: getattr(self, name) for name in METRIC_FIELDS}
+
+    def buckets(self) -> dict[str, float | None]:
+        """The leaderboard's columns, the official `SimAgentsBucketedMetrics`."""
+        return {
+            name: getattr(self, name)
+            for name in BUCKET_FIELDS
+        }
+
+    def non_finite(self) -> dict[str, str]:
+        """Field -> why the official result is not a number, for the fields where it is not."""
+        reasons = {}
+        for name, value in self.metrics().items():
+            if value is None or isfinite(value):
+                continue
+            component = name.removesuffix("_likelihood")
+            if name == "metametric":
+                reasons[name] = "a component is not a number"
+            elif component == "time_to_collision" and self.agents.n_valid_steps[component].sum() == 0:
+                reasons[name] = "no evaluated vehicle has a valid logged step"
+            elif component in self.agents.n_valid_steps:
+                reasons[name] = "no evaluated agent has enough valid logged steps"
+            else:
+                reasons[name] = "a simulated state is not a number"
+        return reasons
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScoredCounts:
+    """The counts behind a score: what leave-one-out and reports start from.
+
+    Attributes:
+        logged: of the log.
+        simulated: component name -> int64 [R, E, B].
+        displacement: float32 [R, E], average displacement errors.
+    """
+
+    logged: LoggedCounts
+    simulated: dict[str, Int64Array]
+    displacement: Float64Array
+
+
+def bucket_metrics(
+    metrics: dict[str, float | None], challenge: str | Challenge
+) -> dict[str, float]:
+    """Bucket name -> weighted mean of its likelihoods (`aggregate_metrics_to_buckets`).
+
+    Works on the metrics of one scene and on their means over many.
+    """
+    result = {}
+    for bucket in ("kinematic", "interactive", "map_based"):
+        members = [c for c in get_challenge(challenge).components if c.bucket == bucket]
+        total = 0.0
+        for component in members:
+            value = metrics[component.field]
+            total += component.weight * (nan if value is None else value)
+        result[f"{bucket}_metrics"] = total / sum(c.weight for c in members)
+    return result
+
+
+def score_scenario(
+    scenario: Scenario,
+    rollouts: Rollouts,
+    challenge: str | Challenge = "2025",
+    threads: int = 1,
+) -> ScenarioScore:
+    """Score rollouts of a scene as the official `compute_scenario_metrics_for_bundle` does.
+
+    Args:
+        scenario: the scene, with its logged future.
+        rollouts: any number of joint rollouts of all its simulated agents; the challenges ask for
+            32, which is not checked here.
+        challenge: the version of the metric, "2025", "2024" or "2023".
+        threads: to spread the rollouts over; the score does not depend on it.
+
+    Raises:
+        ScenarioError: the scene cannot be scored.
+        RolloutsError: the rollouts do not fit the scene, or hold a value that is not finite.
+    """
+    scene = prepare_scene(scenario, challenge)
+    return score_rollouts(scene, count_log(logged_features(scene), scene.challenge), rollouts, threads)
+
+
+def score_rollouts(
+    scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int = 1
+) -> ScenarioScore:
+    """Score rollouts of a prepared scene whose log is counted; see `score_scenario`."""
+    if not np.isfinite(rollouts.states.min(initial=0.0) + rollouts.states.max(initial=0.0)):
+        raise RolloutsError(
+            "a simulated state is not finite",
+            where=f"scenario {scene.scenario_id}",
+            mend="`wosac validate` names rollout and object",
+        )
+    simulated = simulated_features(scene, rollouts, threads)
+    return _score(scene, logged, simulated)
+
+
+def _score(scene: PreparedScene, logged: LoggedCounts, simulated: Features) -> ScenarioScore:
+    challenge = scene.challenge
+    counts = count_simulation(simulated, logged, challenge)
+    likelihoods: dict[str, float] = {}
+    per_agent: dict[str, Float64Array] = {}
+    steps: dict[str, Int64Array] = {}
+    metametric = 0.0
+    for component in challenge.components:
+        log_counts = logged.counts[component.name]
+        sums = log_likelihood_sums(
+            counts[component.name].sum(axis=0), log_counts, component.estimator.pseudocount
+        )
+        n = log_counts.sum(axis=1)
+        steps[component.name] = n
+        per_agent[component.name] = np.divide(
+            sums, n, out=np.full(len(n), nan), where=n > 0
+        )
+        total = int(n.sum())
+        value = float(np.exp(sums.sum() / total)) if total else nan
+        likelihoods[component.field] = value
+        metametric += component.weight * value
+
+    valid = logged.valid
+    collided = indications(simulated.collision_per_step, valid)
+    offroad = indications(simulated.offroad_per_step, valid)
+    # The rate, unlike the likelihood, counts agents of all types.
+    ran_red = (
+        None
+        if simulated.traffic_light_violation_per_step is None
+        else indications(simulated.traffic_light_violation_per_step, valid)
+    )
+    displacement = simulated.average_displacement_error.astype(np.float64)
+    return ScenarioScore(
+        scenario_id=scene.scenario_id,
+        challenge=challenge.name,
+        metametric=metametric,
+        average_displacement_error=float(displacement.mean()),
+        min_average_displacement_error=float(displacement.mean(axis=1).min()),
+        **{"traffic_light_violation_likelihood": None, **likelihoods},  # type: ignore[arg-type]
+        simulated_collision_rate=float(collided.mean()) if challenge.reports_rates else None,
+        simulated_offroad_rate=float(offroad.mean()) if challenge.reports_rates else None,
+        simulated_traffic_light_violation_rate=None if ran_red is None else float(ran_red.mean()),
+        n_rollouts=len(displacement),
+        n_sim_agents=len(scene.object_ids),
+        n_evaluated_agents=scene.n_evaluated,
+        agents=AgentScores(
+            object_ids=simulated.object_id,
+            object_types=simulated.object_type,
+            log_likelihoods=per_agent,
+            n_valid_steps=steps,
+            average_displacement_error=displacement.mean(axis=0),
+            collision_rate=collided.mean(axis=0),
+            offroad_rate=offroad.mean(axis=0),
+            traffic_light_violation_rate=None if ran_red is None else ran_red.mean(axis=0),
+        ),
+    )
