@@ -16,9 +16,7 @@ class WosacError(ValueError):
 
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
         self.what, self.where, self.mend = what, where, mend
-        super().__init__(
-            (f"{where}: " if where else "") + what + (f" ({mend})" if mend else "")
-        )
+        super().__init__((f"{where}: " if where else "") + what + (f" ({mend})" if mend else ""))
 
     def __reduce__(self) -> tuple[object, ...]:
         # The default would call the class with the joined message alone, and lose the parts when

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -168,9 +169,7 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
     )
     future_valid = np.ascontiguousarray(tracks.valid[rows, current + 1 :].T)
     record_valid = tracks.valid[evaluated]
-    reach = max(
-        float(np.abs(states[:, current:][tracks.valid[rows, current:]][:, :2]).max()), 1.0
-    )
+    reach = max(float(np.abs(states[:, current:][tracks.valid[rows, current:]][:, :2]).max()), 1.0)
     return PreparedScene(
         scenario_id=scenario.scenario_id,
         challenge=challenge,
@@ -183,12 +182,8 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
         future_valid=future_valid,
         record_valid=record_valid,
         margin=np.float32(0.01 + 1e-6 * reach),
-        edges=road_edges.road_edge_segments(
-            polylines, planar=challenge.road_edges == "planar"
-        ),
-        signals=(
-            red_lights.signalled_lanes(scenario) if challenge.has_traffic_lights else None
-        ),
+        edges=road_edges.road_edge_segments(polylines, planar=challenge.road_edges == "planar"),
+        signals=(red_lights.signalled_lanes(scenario) if challenge.has_traffic_lights else None),
     )
 
 
@@ -256,7 +251,7 @@ def compute_features(
 
 def _concatenate(parts: list[Features]) -> Features:
     """Join features of the same agents along the samples."""
-    joined = {
+    joined: dict[str, Any] = {
         field.name: np.concatenate([getattr(p, field.name) for p in parts])
         for field in fields(Features)
         if field.name not in ("object_id", "object_type")
@@ -265,7 +260,7 @@ def _concatenate(parts: list[Features]) -> Features:
     return Features(
         object_id=parts[0].object_id,
         object_type=parts[0].object_type,
-        **{"traffic_light_violation_per_step": None, **joined},
+        **({"traffic_light_violation_per_step": None} | joined),
     )
 
 
@@ -303,13 +298,12 @@ def _features(
     core_length, core_width, shrinking = nearest_object.shrunken_boxes(
         length, width, challenge.corner_rounding
     )
-    now_x, now_y = x[:, _HISTORY:], y[:, _HISTORY:]
     cores = np.empty((n_rollouts, n_steps, n_agents, 8), np.float32)
-    boxes.box_corners(now_x, now_y, heading, core_length, core_width, cores)
+    boxes.box_corners(x, y, heading, core_length, core_width, cores)
     distance = np.empty(shape, np.float32)
     nearest_object.nearest_object_distances(
-        now_x, now_y, cores, np.hypot(length, width) / np.float32(2), shrinking, valid,
-        scene.margin, distance,
+        x, y, cores, np.hypot(length, width) / np.float32(2), shrinking, valid, scene.margin,
+        distance,
     )  # fmt: skip
 
     time = np.empty(shape, np.float32)
@@ -317,12 +311,8 @@ def _features(
         x, y, heading, length, width, valid, challenge.difference == "central", time
     )
 
-    first = slice(None, n_evaluated)
     corners = np.empty((n_rollouts, n_steps, n_evaluated, 8), np.float32)
-    boxes.box_corners(
-        now_x[:, :, first], now_y[:, :, first], heading[:, :, first], length[first], width[first],
-        corners,
-    )  # fmt: skip
+    boxes.box_corners(x, y, heading, length, width, corners)
     to_edge = np.empty(shape, np.float32)
     edges = scene.edges
     segments = (
@@ -331,27 +321,26 @@ def _features(
     )  # fmt: skip
     if challenge.road_edges == "planar":
         road_edges.planar_road_edge_distances(
-            corners, valid[:, first], *segments, edges.polyline_offsets, to_edge
+            corners, valid, *segments, edges.polyline_offsets, to_edge
         )
     else:
-        bottom = boxes.box_height_offset(height[first]) + evaluated[2, :, :, _HISTORY:].transpose(
-            0, 2, 1
+        road_edges.road_edge_distances(
+            corners, evaluated[2], height * np.float32(0.5), valid, *segments, to_edge
         )
-        road_edges.road_edge_distances(corners, bottom, valid[:, first], *segments, to_edge)
 
     violations = None
     if challenge.has_traffic_lights:
         violations = np.zeros(shape, np.bool_)
         if scene.signals is not None:
-            lanes, now = scene.signals, slice(challenge.current_time_index, None)
+            lanes = scene.signals
             red_lights.red_light_violations(
-                evaluated[0, :, :, _HISTORY - 1 :], evaluated[1, :, :, _HISTORY - 1 :],
-                valid[:, first], lanes.start, lanes.delta, lanes.square, lanes.lane_offsets,
-                lanes.lane_low, lanes.lane_high, lanes.padded, lanes.signal_lane,
-                lanes.stop[now], lanes.stop_start[now], lanes.stop_delta[now],
-                lanes.stop_square[now], lanes.stop_projection[now], violations,
+                evaluated[0], evaluated[1], valid, lanes.start, lanes.delta, lanes.square,
+                lanes.lane_offsets, lanes.lane_low, lanes.lane_high, lanes.padded,
+                lanes.signal_lane, lanes.stop, lanes.stop_start, lanes.stop_delta,
+                lanes.stop_square, lanes.stop_projection, violations,
             )  # fmt: skip
 
+    first = slice(None, n_evaluated)
     return Features(
         object_id=scene.object_ids[first],
         object_type=scene.object_types[first],

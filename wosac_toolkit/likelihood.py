@@ -104,9 +104,7 @@ def log_likelihood_sums(
     return result
 
 
-def indications(
-    values: BoolArray, valid: BoolArray
-) -> BoolArray:
+def indications(values: BoolArray, valid: BoolArray) -> BoolArray:
     """Whether something happened to an agent at any step at which its log is valid.
 
     Args:
@@ -116,7 +114,8 @@ def indications(
     Returns:
         bool [S, E].
     """
-    return (values & valid).any(axis=2)
+    result: BoolArray = np.any(values & valid, axis=2)
+    return result
 
 
 _PER_STEP = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import isfinite, nan
 
 import numpy as np
 
-from wosac_toolkit.challenge import Bernoulli, Challenge, get_challenge
+from wosac_toolkit.challenge import Challenge, get_challenge
 from wosac_toolkit.errors import RolloutsError
 from wosac_toolkit.features import (
     Features,
@@ -147,10 +147,7 @@ class ScenarioScore:
 
     def buckets(self) -> dict[str, float | None]:
         """The leaderboard's columns, the official `SimAgentsBucketedMetrics`."""
-        return {
-            name: getattr(self, name)
-            for name in BUCKET_FIELDS
-        }
+        return {name: getattr(self, name) for name in BUCKET_FIELDS}
 
     def non_finite(self) -> dict[str, str]:
         """Field -> why the official result is not a number, for the fields where it is not."""
@@ -161,28 +158,15 @@ class ScenarioScore:
             component = name.removesuffix("_likelihood")
             if name == "metametric":
                 reasons[name] = "a component is not a number"
-            elif component == "time_to_collision" and self.agents.n_valid_steps[component].sum() == 0:
+            elif (
+                component == "time_to_collision" and self.agents.n_valid_steps[component].sum() == 0
+            ):
                 reasons[name] = "no evaluated vehicle has a valid logged step"
             elif component in self.agents.n_valid_steps:
                 reasons[name] = "no evaluated agent has enough valid logged steps"
             else:
                 reasons[name] = "a simulated state is not a number"
         return reasons
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class ScoredCounts:
-    """The counts behind a score: what leave-one-out and reports start from.
-
-    Attributes:
-        logged: of the log.
-        simulated: component name -> int64 [R, E, B].
-        displacement: float32 [R, E], average displacement errors.
-    """
-
-    logged: LoggedCounts
-    simulated: dict[str, Int64Array]
-    displacement: Float64Array
 
 
 def bucket_metrics(
@@ -223,7 +207,9 @@ def score_scenario(
         RolloutsError: the rollouts do not fit the scene, or hold a value that is not finite.
     """
     scene = prepare_scene(scenario, challenge)
-    return score_rollouts(scene, count_log(logged_features(scene), scene.challenge), rollouts, threads)
+    return score_rollouts(
+        scene, count_log(logged_features(scene), scene.challenge), rollouts, threads
+    )
 
 
 def score_rollouts(
@@ -254,9 +240,7 @@ def _score(scene: PreparedScene, logged: LoggedCounts, simulated: Features) -> S
         )
         n = log_counts.sum(axis=1)
         steps[component.name] = n
-        per_agent[component.name] = np.divide(
-            sums, n, out=np.full(len(n), nan), where=n > 0
-        )
+        per_agent[component.name] = np.divide(sums, n, out=np.full(len(n), nan), where=n > 0)
         total = int(n.sum())
         value = float(np.exp(sums.sum() / total)) if total else nan
         likelihoods[component.field] = value

@@ -51,9 +51,9 @@ class Rollouts:
     @property
     def n_rollouts(self) -> int:
         """R, the number of joint rollouts."""
-        return self.states.shape[0]
+        return int(self.states.shape[0])
 
     @property
     def n_steps(self) -> int:
         """T, the number of simulated steps."""
-        return self.states.shape[2]
+        return int(self.states.shape[2])

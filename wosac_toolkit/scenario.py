@@ -210,7 +210,7 @@ class Scenario:
     @property
     def n_steps(self) -> int:
         """T, the number of steps of the record."""
-        return self.tracks.valid.shape[1]
+        return int(self.tracks.valid.shape[1])
 
     def sim_agents(self) -> Int64Array:
         """Rows of the tracks that a simulator has to simulate: those valid at the current step,

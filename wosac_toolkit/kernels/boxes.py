@@ -25,18 +25,20 @@ def box_corners(
     corners differ from machine to machine in their last bit. This is the unfused sum.
 
     Args:
-        x, y, heading: float32 [R, T, N].
+        x, y: float32 [R, H + T, N]; the H steps of history are not used.
+        heading: float32 [R, T, N].
         length, width: float32 [N], in metres.
-        corners: float32 [R, T, N, 8], written: four x, then four y.
+        corners: float32 [R, T, M, 8] of the first M agents, written: four x, then four y.
     """
-    n_rollouts, n_steps, n_agents = x.shape
+    n_rollouts, n_steps, n_agents = corners.shape[:3]
+    n_history = x.shape[1] - n_steps
     for r in range(n_rollouts):
         for t in range(n_steps):
             for n in range(n_agents):
                 sine, cosine = sin_cos(heading[r, t, n])
                 l2 = length[n] * HALF
                 w2 = width[n] * HALF
-                cx, cy = x[r, t, n], y[r, t, n]
+                cx, cy = x[r, n_history + t, n], y[r, n_history + t, n]
                 # Half the opposite corners are mirror images, and rounding is symmetric.
                 front_x = cosine * l2 - sine * w2
                 front_y = sine * l2 + cosine * w2
@@ -50,8 +52,3 @@ def box_corners(
                 corners[r, t, n, 5] = back_y + cy
                 corners[r, t, n, 6] = cy - front_y
                 corners[r, t, n, 7] = cy - back_y
-
-
-def box_height_offset(height: Float32Array) -> Float32Array:
-    """What the bottom corners' z lies off the centre: half the height, down."""
-    return -(height * np.float32(0.5))

@@ -109,7 +109,7 @@ def nearest_object_distances(
     """Fill `distances` for the first E of N agents.
 
     Args:
-        x, y: float32 [R, T, N], centres.
+        x, y: float32 [R, H + T, N], centres; the H steps of history are not used.
         corners: float32 [R, T, N, 8], of the shrunken boxes.
         radius: float32 [N], of a circle about the box.
         shrinking: float32 [N], shrinking distances.
@@ -118,8 +118,9 @@ def nearest_object_distances(
             bound from the circles.
         distances: float32 [R, E, T], written; 1e10 where the agent or all others are invalid.
     """
-    n_rollouts, n_steps, n_agents = x.shape
-    n_evaluated = distances.shape[1]
+    n_rollouts, n_evaluated, n_steps = distances.shape
+    n_agents = len(radius)
+    n_history = x.shape[1] - n_steps
     bound = np.empty(n_agents, np.float32)
     neighbour = np.zeros(n_evaluated, np.int64)
     px, py, scratch = np.empty(9, np.float32), np.empty(9, np.float32), np.empty(16, np.float32)
@@ -129,9 +130,10 @@ def nearest_object_distances(
                 if not valid[t, e]:
                     distances[r, e, t] = EXTREMELY_LARGE_DISTANCE
                     continue
-                cx, cy, reach = x[r, t, e], y[r, t, e], radius[e] + margin
+                s = n_history + t
+                cx, cy, reach = x[r, s, e], y[r, s, e], radius[e] + margin
                 for n in range(n_agents):
-                    dx, dy = x[r, t, n] - cx, y[r, t, n] - cy
+                    dx, dy = x[r, s, n] - cx, y[r, s, n] - cy
                     gap = np.sqrt(dx * dx + dy * dy) - (reach + radius[n])
                     bound[n] = gap if valid[t, n] else _INFINITY
                 bound[e] = _INFINITY

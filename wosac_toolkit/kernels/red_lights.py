@@ -257,34 +257,36 @@ def red_light_violations(
     """Mark the steps at which each evaluated agent runs a red light.
 
     Args:
-        x, y: float32 [R, E, 1 + T], from the current step on.
-        valid: bool [T, E].
-        start .. padded, signal_lane: see `SignalledLanes`.
-        stop .. stop_projection: the same, from the current step on [1 + T, K].
+        x, y: float32 [R, E, H + T], positions from H - 1 steps before the current one on.
+        valid: bool [T, N].
+        start .. stop_projection: see `SignalledLanes`; their steps end with those of `x`.
         violations: bool [R, E, T], written.
     """
     n_rollouts, n_agents, n_steps = violations.shape
     n_signals = len(signal_lane)
+    before_x, before = x.shape[2] - n_steps - 1, len(stop) - n_steps - 1
     for r in range(n_rollouts):
         for a in range(n_agents):
             violations[r, a, :] = False
             for k in range(n_signals):
                 was_behind = False
-                for s in range(n_steps + 1):
+                for t in range(-1, n_steps):
+                    px, py = x[r, a, before_x + t + 1], y[r, a, before_x + t + 1]
+                    s = before + t + 1
                     position = ZERO
                     if stop_square[s, k] != ZERO:
-                        px, py = x[r, a, s] - stop_start[s, k, 0], y[r, a, s] - stop_start[s, k, 1]
-                        dot = px * stop_delta[s, k, 0] + py * stop_delta[s, k, 1]
-                        position = dot / stop_square[s, k]
+                        along = (px - stop_start[s, k, 0]) * stop_delta[s, k, 0]
+                        across = (py - stop_start[s, k, 1]) * stop_delta[s, k, 1]
+                        position = (along + across) / stop_square[s, k]
                     if (
                         was_behind
                         and position > stop_projection[s, k]
                         and stop[s, k]
-                        and valid[s - 1, a]
-                        and not violations[r, a, s - 1]
+                        and valid[t, a]
+                        and not violations[r, a, t]
                     ):
-                        violations[r, a, s - 1] = _is_on_lane(
-                            x[r, a, s], y[r, a, s], signal_lane[k],
+                        violations[r, a, t] = _is_on_lane(
+                            px, py, signal_lane[k],
                             start, delta, square, lane_offsets, lane_low, lane_high, padded,
                         )  # fmt: skip
                     was_behind = position < stop_projection[s, k]

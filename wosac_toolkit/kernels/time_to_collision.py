@@ -24,9 +24,7 @@ _NAN = np.float32(np.nan)
 
 
 @inlined
-def _planar_speed(
-    x: Float32Array, y: Float32Array, r: int, t: int, n: int, central: bool
-) -> float:
+def _planar_speed(x: Float32Array, y: Float32Array, r: int, t: int, n: int, central: bool) -> float:
     """Speed of agent `n` at the simulated step `t`; `x` and `y` start two steps earlier.
 
     NaN at the last step under central differences, as in the official code.
@@ -89,8 +87,10 @@ def times_to_collision(
                 for n in range(n_agents):
                     # What is cheap and necessary first: the offsets subtracted below are positive.
                     if not (
-                        front_gap[n] > ZERO and front_gap[n] - reach[n] < nearest
-                        and side_gap[n] < reach[n] and valid[t, n]
+                        front_gap[n] > ZERO
+                        and front_gap[n] - reach[n] < nearest
+                        and side_gap[n] < reach[n]
+                        and valid[t, n]
                     ):
                         continue
                     turn = abs(heading[r, t, n] - yaw)

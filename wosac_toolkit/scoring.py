@@ -1,0 +1,660 @@
+"""Many scenes: join them with their rollouts, check, score, keep what is finished.
+
+The only place that knows processes. Any function `(scenario, rollouts, challenge) -> ScenarioScore`
+can be the engine; `official_metric` is the toolkit's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+from tqdm import tqdm
+
+from wosac_toolkit import __version__, results
+from wosac_toolkit.challenge import Challenge, get_challenge
+from wosac_toolkit.errors import FormatError, WosacError, some_ids
+from wosac_toolkit.manifest import absolute_path
+from wosac_toolkit.results import AgentRows, Journal, Request, SceneResult, Summary
+from wosac_toolkit.validation import Finding, check_rollouts
+
+if TYPE_CHECKING:
+    from wosac_toolkit.io.rollouts import ArchivedRollouts, RolloutsRef
+    from wosac_toolkit.io.tfrecord import RecordRef, ShardPath
+    from wosac_toolkit.metric import ScenarioScore
+    from wosac_toolkit.rollouts import Rollouts
+    from wosac_toolkit.scenario import Scenario
+
+PathLike = str | os.PathLike[str]
+Engine = Callable[["Scenario", "Rollouts", Challenge], "ScenarioScore"]
+
+
+def official_metric(scenario: Scenario, rollouts: Rollouts, challenge: Challenge) -> ScenarioScore:
+    """The engine of this toolkit: `wosac_toolkit.score_scenario`."""
+    # Imported here: the parent of worker processes never needs the kernels.
+    from wosac_toolkit.metric import score_scenario
+
+    return score_scenario(scenario, rollouts, challenge)
+
+
+class ScoringError(WosacError):
+    """Scenes that could not be scored.
+
+    Attributes:
+        findings: what is wrong, scene by scene.
+    """
+
+    def __init__(
+        self, what: str, *, where: str = "", mend: str = "", findings: Iterable[Finding] = ()
+    ) -> None:
+        super().__init__(what, where=where, mend=mend)
+        self.findings = tuple(findings)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDataset:
+    """What `score_dataset` returns.
+
+    Attributes:
+        summary: the aggregates.
+        scenes: the scores, in the order of the scenario files.
+        n_kept: how many of them were taken over from an earlier, interrupted run.
+        finished_before: the folder held this very run, finished, and nothing was scored.
+    """
+
+    summary: Summary
+    scenes: Sequence[SceneResult]
+    n_kept: int = 0
+    finished_before: bool = False
+
+
+def score_dataset(
+    rollouts: PathLike,
+    scenarios: ShardPath,
+    *,
+    challenge: str | Challenge = "2025",
+    engine: Engine = official_metric,
+    out: PathLike | None = None,
+    per_agent: bool = False,
+    n_rollouts: int | None = 32,
+    missing: Literal["error", "intersect"] = "error",
+    scenario_ids: Collection[str] | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ScoredDataset:
+    """Score all rollouts of a folder, file or archive against their scenes.
+
+    The result does not depend on `workers`, but for the column `seconds`. A script that uses more
+    than one worker must call this below `if __name__ == "__main__":`.
+
+    Args:
+        rollouts: what `wosac_toolkit.load_rollouts` reads; a `.tar.gz` is read as a stream.
+        scenarios: what `wosac_toolkit.load_scenarios` reads.
+        challenge: version of the metric.
+        engine: what scores a scene; a function that can be pickled by its name.
+        out: folder of the run, see `wosac_toolkit.results`: an interrupted run resumes with the
+            scenes whose files have not changed since, a finished one is read back. None writes
+            nothing.
+        per_agent: also write `agents.parquet`; needs `out`.
+        n_rollouts: rollouts that each scene must have; None for any number.
+        missing: `error` refuses scenes without rollouts and rollouts without scene, `intersect`
+            scores the others and counts these.
+        scenario_ids: the scenes to score; None for all. Rollouts of other scenes are ignored.
+        limit: score at most so many scenes, the first in the order of the scenario files; of a
+            `.tar.gz` the first in the archive, the rest of which is then not looked at.
+        workers: processes; None for one a CPU, fewer where there is little to score; 1 scores in
+            this process.
+        overwrite: replace a run in `out`, finished or not, that was asked for something else, and
+            score a finished one anew.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ScoringError: scenes or rollouts are missing, duplicate or bad; its `findings` name each.
+            What was scored is kept in `out`, and is not scored again once the input is repaired.
+        WosacError: anything else that is wrong with the arguments or files.
+    """
+    from wosac_toolkit.io.rollouts import index_rollouts, is_archive, iter_archive, rollout_files
+    from wosac_toolkit.io.scenarios import index_scenarios
+    from wosac_toolkit.io.tfrecord import find_shards
+
+    challenge = get_challenge(challenge)
+    if per_agent and out is None:
+        raise WosacError("the rows of agents must be written to a folder", mend="give --out")
+    request = Request(
+        challenge=challenge.name,
+        engine="" if engine is official_metric else f"{engine.__module__}.{engine.__qualname__}",
+        toolkit_version=__version__,
+        rollouts=os.path.abspath(rollouts),
+        rollouts_files=_hash_files(rollout_files(rollouts)),
+        scenarios=absolute_path(scenarios),
+        scenarios_files=_hash_files(find_shards(scenarios)),
+        n_rollouts=n_rollouts,
+        per_agent=per_agent,
+        limit=limit,
+        scenario_ids=None if scenario_ids is None else results.hash_lines(sorted(scenario_ids)),
+        missing=missing,
+    )
+    folder = None if out is None else Path(out)
+    if folder is not None and not overwrite and (summary := _finished(folder, request)):
+        return ScoredDataset(summary, results.read_scenes(folder), finished_before=True)
+
+    records = index_scenarios(scenarios, progress=progress)
+    join = _Join(_select(records, scenario_ids), selected=scenario_ids is not None)
+    tasks: Iterator[_Task]
+    if streamed := is_archive(rollouts):
+        tasks, n_tasks = (
+            join.match((rollouts, one) for one in iter_archive(rollouts)),
+            len(join.records),
+        )
+    else:
+        joined = join.in_order(index_rollouts(rollouts))
+        _refuse(join.findings(missing))
+        tasks, n_tasks = iter(joined), len(joined)
+    if limit is not None:
+        tasks, n_tasks = islice(tasks, limit), min(limit, n_tasks)
+
+    rules = _Rules(challenge, engine, n_rollouts, per_agent)
+    with nullcontext() if folder is None else Journal(folder, request, overwrite) as journal:
+        with progress_bar(n_tasks, what="scoring", show=progress) as bar:
+            scored = _score(tasks, n_tasks, rules, journal, workers, streamed, bar)
+        _refuse([*scored.findings(join.records), *join.findings(missing)], folder)
+        scenes = [scored.scenes[name] for name in join.records if name in scored.scenes]
+        if not scenes:
+            raise WosacError("no scene has rollouts", where=os.fspath(rollouts))
+        summary = results.summarise(
+            scenes,
+            request,
+            challenge,
+            n_scenarios_without_rollouts=len(join.without_rollouts),
+            n_rollouts_without_scenario=len(join.without_scenario),
+        )
+        if journal is not None and folder is not None:
+            results.write_run(folder, summary, scenes, journal if per_agent else None)
+            journal.discard()
+    return ScoredDataset(summary, scenes, n_kept=scored.n_kept)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What has come out so far.
+
+    Attributes:
+        scenes: scenario id -> its score.
+        failed: scenario id -> why it has none.
+        n_kept: scores that an earlier run left in the journal.
+    """
+
+    scenes: dict[str, SceneResult] = field(default_factory=dict)
+    failed: dict[str, Sequence[Finding]] = field(default_factory=dict)
+    n_kept: int = 0
+
+    def findings(self, order: Iterable[str]) -> list[Finding]:
+        """Why scenes have no score, in this order of scenes."""
+        return [finding for name in order for finding in self.failed.get(name, ())]
+
+
+def _score(
+    tasks: Iterable[_Task],
+    n_tasks: int,
+    rules: _Rules,
+    journal: Journal | None,
+    workers: int | None,
+    streamed: bool,
+    bar: tqdm[object],
+) -> _Progress:
+    """Score the tasks whose results the journal does not hold, and add theirs to it."""
+    done = _Progress()
+
+    def unfinished() -> Iterator[_Task]:
+        for task in tasks:
+            result = None if journal is None else journal.find(task.scenario_id, task.stamp)
+            if result is None:
+                yield task
+                continue
+            done.scenes[task.scenario_id] = result
+            done.n_kept += 1
+            # The bar is about what is scored now, and so are its rate and remaining time.
+            bar.total = (bar.total or 1) - 1
+
+    n_left = n_tasks - (0 if journal is None else len(journal))
+    n_processes = n_workers(workers, n_left)
+    outcomes = map_processes(
+        functools.partial(_score_task, rules),
+        unfinished(),
+        workers=n_processes,
+        # Messages of an archive are large; of other tasks a worker gets some at once, but not so
+        # many that another has nothing to do.
+        chunk_size=1 if streamed else max(1, min(8, n_left // (4 * n_processes))),
+    )
+    with closing(outcomes):
+        for task, outcome in outcomes:
+            bar.update()
+            if not isinstance(outcome, _Scored):
+                done.failed[task.scenario_id] = outcome
+                continue
+            done.scenes[task.scenario_id] = outcome.result
+            if journal is not None:
+                journal.append(outcome.result, task.stamp, outcome.agents)
+    return done
+
+
+def _hash_files(files: Iterable[Path]) -> str:
+    """A hash of the names, sizes and times of change of files."""
+    return results.hash_lines(f"{file.name} {_stamp(file)}" for file in files)
+
+
+def _stamp(file: PathLike) -> str:
+    """What changes when a file does."""
+    stat = os.stat(file)
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def _finished(folder: Path, request: Request) -> Summary | None:
+    """The summary of the same run, finished before; None where nothing has finished here.
+
+    Raises:
+        WosacError: a run that was asked for something else.
+    """
+    if not (folder / "summary.json").exists():
+        return None
+    summary = results.read_summary(folder)
+    if differences := summary.request.differences(request):
+        raise WosacError(
+            "the folder holds a finished run that differs in " + ", ".join(differences),
+            where=str(folder),
+            mend="choose another --out, or --overwrite to replace it",
+        )
+    return summary
+
+
+# --------------------------------------------------------------------------------------------------
+# Scenes and their rollouts
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A scene to be scored, small unless its rollouts come out of an archive.
+
+    Attributes:
+        record: where the scene is.
+        rollouts: where its rollouts are, or their message itself.
+        stamp: what changes when one of their files does.
+    """
+
+    record: RecordRef
+    rollouts: RolloutsRef | ArchivedRollouts
+    stamp: str
+
+    @property
+    def scenario_id(self) -> str:
+        return self.rollouts.scenario_id
+
+    def __str__(self) -> str:
+        return f"scenario {self.scenario_id}"
+
+
+def _select(
+    records: Mapping[str, RecordRef], scenario_ids: Collection[str] | None
+) -> Mapping[str, RecordRef]:
+    """The records that are asked for, in the order of the files."""
+    if scenario_ids is None:
+        return records
+    if unknown := set(scenario_ids) - records.keys():
+        raise WosacError(
+            f"{len(unknown)} of the {len(set(scenario_ids))} scenarios asked for are not in the "
+            f"scenario files: {some_ids(unknown)}"
+        )
+    wanted = set(scenario_ids)
+    return {scenario_id: record for scenario_id, record in records.items() if scenario_id in wanted}
+
+
+@dataclass
+class _Join:
+    """Scenes and rollouts brought together by their ids, and what found no partner.
+
+    Attributes:
+        records: the scenes to be scored, in the order of the scenario files.
+        selected: they are a choice of scenes, so rollouts of others are nothing to wonder at.
+        without_rollouts: scenes that have none; known when all rollouts have been looked at.
+        without_scenario: ids of rollouts that belong to no scene -> their place.
+        repeated: ids of rollouts that come more than once -> the first two places.
+    """
+
+    records: Mapping[str, RecordRef]
+    selected: bool
+    without_rollouts: Sequence[str] = ()
+    without_scenario: dict[str, str] = field(default_factory=dict)
+    repeated: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def in_order(self, refs: Iterable[RolloutsRef]) -> list[_Task]:
+        """The scenes that have rollouts, in the order of the scenario files."""
+        tasks = {task.scenario_id: task for task in self.match((r.path, r) for r in refs)}
+        return [tasks[scenario_id] for scenario_id in self.records if scenario_id in tasks]
+
+    def match(
+        self, rollouts: Iterable[tuple[PathLike, RolloutsRef | ArchivedRollouts]]
+    ) -> Iterator[_Task]:
+        """The same in the order of the rollouts, given with their files, taken as needed."""
+        stamp = functools.cache(_stamp)
+        places: dict[str, str] = {}
+        for file, ref in rollouts:
+            scenario_id = ref.scenario_id
+            if scenario_id not in self.records:
+                if not self.selected:
+                    self.without_scenario[scenario_id] = ref.where
+            elif scenario_id in places:
+                self.repeated.setdefault(scenario_id, (places[scenario_id], ref.where))
+            else:
+                places[scenario_id] = ref.where
+                record = self.records[scenario_id]
+                yield _Task(record, ref, f"{stamp(file)} {stamp(record.path)}")
+        self.without_rollouts = [s for s in self.records if s not in places]
+
+    def findings(self, missing: str) -> list[Finding]:
+        """What is wrong with the join; scenes without a partner only where `missing` is `error`."""
+        repeated = [
+            Finding(
+                "duplicate_rollouts", f"has rollouts here and in {first}", scenario_id, file=second
+            )
+            for scenario_id, (first, second) in self.repeated.items()
+        ]
+        if missing == "intersect":
+            return repeated
+        return [
+            *repeated,
+            *(Finding("no_rollouts", "has no rollouts", s) for s in self.without_rollouts),
+            *(
+                Finding("no_scenario", "is not in the scenario files", s, file=file)
+                for s, file in self.without_scenario.items()
+            ),
+        ]
+
+
+_SUMMARIES = {
+    "duplicate_rollouts": "scenarios with rollouts more than once",
+    "no_rollouts": "scenarios without rollouts",
+    "no_scenario": "rollouts without scenario",
+}
+
+
+def _refuse(findings: Sequence[Finding], folder: Path | None = None) -> None:
+    """Raise the findings, where there are any, as one error; `folder` gets a list of them all."""
+    if not findings:
+        return
+    kinds: dict[str, dict[str, None]] = {}
+    for finding in findings:
+        kind = _SUMMARIES.get(finding.code, "scenarios that cannot be scored")
+        kinds.setdefault(kind, {})[finding.scenario_id] = None
+    what = "; ".join(f"{len(ids)} {kind} ({some_ids(ids)})" for kind, ids in kinds.items())
+    codes = {finding.code for finding in findings}
+    mend = ""
+    if codes <= {"no_rollouts", "no_scenario"}:
+        mend = "--missing intersect scores those that have both"
+    elif folder is not None:
+        results.write_findings(folder, findings)
+        mend = f"all findings: {folder / 'findings.json'}; what is scored is kept there"
+    raise ScoringError(what, mend=mend, findings=findings)
+
+
+# --------------------------------------------------------------------------------------------------
+# One scene, in its worker
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What is the same for all scenes of a run."""
+
+    challenge: Challenge
+    engine: Engine
+    n_rollouts: int | None
+    per_agent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    result: SceneResult
+    agents: AgentRows | None
+
+
+def _score_task(rules: _Rules, task: _Task) -> _Scored | list[Finding]:
+    """Read, check and score one scene; whatever fails becomes findings about this scene."""
+    from wosac_toolkit.io.scenarios import read_scenario
+
+    start, where = time.perf_counter(), task.rollouts.where
+    try:
+        scenario = read_scenario(task.record)
+        rollouts = task.rollouts.read()
+        findings = check_rollouts(
+            scenario,
+            rollouts,
+            n_rollouts=rules.n_rollouts,
+            n_steps=rules.challenge.n_steps,
+            file=where,
+        )
+        if findings:
+            return findings
+        score = rules.engine(scenario, rollouts, rules.challenge)
+        agents = results.agent_rows(score) if rules.per_agent else None
+        return _Scored(results.scene_result(score, time.perf_counter() - start), agents)
+    except (FormatError, OSError) as error:
+        code, what = "unreadable", str(error)
+    except WosacError as error:
+        code, what = "not_scored", str(error)
+    except Exception as error:  # A defect of an engine must not lose the other scenes.
+        code, what = "internal_error", f"{type(error).__name__}: {error} {_origin(error)}"
+    return [Finding(code, what, task.scenario_id, file="" if where in what else where)]
+
+
+def _origin(error: BaseException) -> str:
+    """The line of code that raised an error."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return ""
+    code = traceback.tb_frame.f_code
+    return f"[{Path(code.co_filename).name}:{traceback.tb_lineno} in {code.co_name}]"
+
+
+def progress_bar(total: int, *, what: str, show: bool = True) -> tqdm[object]:
+    """A bar on stderr that counts scenes, with their rate and the remaining time."""
+    return tqdm(
+        total=total,
+        unit=" scenes",
+        desc=what,
+        disable=not show,
+        smoothing=0,
+        # A log file gets a line every ten seconds, not ten a second.
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Processes
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_SCENES_WORTH_A_PROCESS = 16
+
+
+def n_workers(workers: int | None, n_scenes: int) -> int:
+    """How many processes: as asked for; else one a CPU, fewer for few scenes.
+
+    Starting a process and loading the kernels takes as long as scoring some tens of scenes.
+    """
+    if workers is not None:
+        if workers < 1:
+            raise WosacError(f"workers must be at least 1, not {workers}")
+        return workers
+    return max(1, min(n_cpus(), n_scenes // _SCENES_WORTH_A_PROCESS))
+
+
+def n_cpus() -> int:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(eq=False, slots=True)
+class _Worker(Generic[Task, Result]):
+    """A process and the tasks that it has not answered yet."""
+
+    process: SpawnProcess
+    connection: Connection[list[Task], Result]
+    tasks: deque[Task] = field(default_factory=deque)
+
+
+def map_processes(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    chunk_size: int = 1,
+) -> Generator[tuple[Task, Result], None, None]:
+    """Apply a function to tasks in processes of one thread each.
+
+    A worker gets its next chunk when it has answered the last, so that neither tasks nor results
+    queue up, however many there are, and no pipe can fill from both ends; meanwhile a chunk a
+    worker is read ahead. Workers end with the generator, and by themselves if this process is
+    killed.
+
+    Args:
+        function: can be pickled, and so can its results; must not raise.
+        tasks: read as they are needed; `str` of one names it in messages.
+        workers: how many processes; with 1, `function` runs in this process.
+        chunk_size: tasks that a worker gets at a time.
+
+    Yields:
+        (task, result), in the order in which they are ready.
+
+    Raises:
+        WosacError: a worker died.
+    """
+    if workers == 1:
+        for task in tasks:
+            yield task, function(task)
+    else:
+        yield from _map_crew(function, iter(tasks), workers, chunk_size)
+
+
+def _map_crew(
+    function: Callable[[Task], Result], tasks: Iterator[Task], workers: int, chunk_size: int
+) -> Generator[tuple[Task, Result], None, None]:
+    ahead: deque[list[Task]] = deque()
+    crew: list[_Worker[Task, Result]] = []
+    try:
+        while len(crew) < workers and (chunk := list(islice(tasks, chunk_size))):
+            crew.append(_start_worker(function))
+            _send(crew[-1], chunk)
+        while crew:
+            while len(ahead) < workers and not _ready(crew, timeout=0):
+                if not (chunk := list(islice(tasks, chunk_size))):
+                    break
+                ahead.append(chunk)
+            for worker in _ready(crew, timeout=None):
+                try:
+                    result = worker.connection.recv()
+                except (EOFError, OSError):
+                    raise _death(worker) from None
+                done = worker.tasks.popleft()
+                if not worker.tasks:
+                    chunk = ahead.popleft() if ahead else list(islice(tasks, chunk_size))
+                    if chunk:
+                        _send(worker, chunk)
+                    else:
+                        crew.remove(worker)
+                        worker.connection.close()
+                        worker.process.join()
+                yield done, result
+    finally:
+        for worker in crew:
+            worker.process.terminate()
+        for worker in crew:
+            worker.process.join()
+            worker.connection.close()
+
+
+def _ready(
+    crew: Sequence[_Worker[Task, Result]], timeout: float | None
+) -> list[_Worker[Task, Result]]:
+    """The workers that have answered, or died."""
+    ready = wait([worker.connection for worker in crew], timeout)
+    return [worker for worker in crew if worker.connection in ready]
+
+
+def _start_worker(function: Callable[[Task], Result]) -> _Worker[Task, Result]:
+    # A forked process would inherit locks and threads of whatever this one has loaded.
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, function), daemon=True)
+    with _keyboard_interrupt_held():
+        process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+@contextmanager
+def _keyboard_interrupt_held() -> Iterator[None]:
+    """Let processes start deaf to Ctrl-C, which reaches every process of a terminal.
+
+    This one answers it, and ends its workers itself; they would only print tracebacks.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _send(worker: _Worker[Task, Result], chunk: list[Task]) -> None:
+    worker.tasks.extend(chunk)
+    try:
+        worker.connection.send(chunk)
+    except OSError:
+        raise _death(worker) from None
+
+
+def _death(worker: _Worker[Task, Result]) -> WosacError:
+    worker.process.join(timeout=5)
+    code = worker.process.exitcode
+    if code is None:
+        how = "stopped answering"
+    elif code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+    else:
+        how = f"ended with exit code {code}"
+    mend = "finished scenes are kept with --out, and the same command resumes"
+    if code == -signal.SIGKILL:
+        mend = f"out of memory? use fewer --workers; {mend}"
+    return WosacError(f"a worker process {how}", where=str(worker.tasks[0]), mend=mend)
+
+
+def _work(connection: Connection[Result, list[Task]], function: Callable[[Task], Result]) -> None:
+    """What a worker process does: answer chunks of tasks one by one, until the pipe is closed."""
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+    try:
+        while True:
+            for task in connection.recv():
+                connection.send(function(task))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
