@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from wosac_toolkit.kernels.float32 import HALF, sin_cos
 from wosac_toolkit.kernels.jit import kernel
 from wosac_toolkit.scenario import Float32Array

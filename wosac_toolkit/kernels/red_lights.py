@@ -23,6 +23,7 @@ from wosac_toolkit.kernels.jit import inlined, kernel
 from wosac_toolkit.scenario import (
     BoolArray,
     Float32Array,
+    Float64Array,
     Int64Array,
     LaneType,
     MapFeatureKind,
@@ -99,31 +100,23 @@ def signalled_lanes(scenario: Scenario) -> SignalledLanes | None:
     counts = np.diff(road_map.point_offsets)[rows]
     padded = counts < counts.max()
     lane_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts - 1 + padded)])
-    start = np.empty((lane_offsets[-1], 2), np.float32)
-    end = np.zeros_like(start)
+    start, delta = np.empty((2, lane_offsets[-1], 2), np.float32)
     lane_low, lane_high = np.empty((2, len(rows), 2), np.float32)
-    for lane, row in enumerate(rows):
-        points = road_map.polyline(int(row))[:, :2].astype(np.float32)
-        begin, n = lane_offsets[lane], len(points)
-        start[begin : lane_offsets[lane + 1]] = points[: n - 1 + padded[lane]]
-        end[begin : begin + n - 1] = points[1:]
-        mirrored = np.concatenate([points[:-1], 2 * points[:-1] - points[1:]])
-        lane_low[lane], lane_high[lane] = mirrored.min(axis=0), mirrored.max(axis=0)
-    delta = end - start
+    _lay_out_lanes(
+        road_map.points, road_map.point_offsets[rows], counts, padded, lane_offsets,
+        start, delta, lane_low, lane_high,
+    )  # fmt: skip
     square = delta[:, 0] * delta[:, 0] + delta[:, 1] * delta[:, 1]
 
     shape = (lights.n_steps, len(signal_ids))
     states = np.zeros(shape, np.int8)
     stop_points = np.zeros((*shape, 2), np.float32)
-    column = {i: k for k, i in enumerate(signal_ids)}
     steps = np.repeat(np.arange(lights.n_steps), np.diff(lights.step_offsets))
-    for row, (step, lane_id) in enumerate(
-        zip(steps.tolist(), lights.lane_ids.tolist(), strict=True)
-    ):
-        k = column.get(lane_id)
-        if k is not None:
-            states[step, k] = lights.states[row]
-            stop_points[step, k] = lights.stop_points[row, :2]
+    # Of several states of one lane at one step the last counts, as it does in this assignment.
+    columns = np.searchsorted(signal_ids, lights.lane_ids).clip(max=len(signal_ids) - 1)
+    known = np.asarray(signal_ids)[columns] == lights.lane_ids
+    states[steps[known], columns[known]] = lights.states[known]
+    stop_points[steps[known], columns[known]] = lights.stop_points[known, :2]
     signal_lane = np.array([lane_of_id[i] for i in signal_ids], dtype=np.int64)
     stop_start, stop_delta = np.empty((2, *shape, 2), np.float32)
     stop_square, stop_projection = np.empty((2, *shape), np.float32)
@@ -146,6 +139,34 @@ def signalled_lanes(scenario: Scenario) -> SignalledLanes | None:
         stop_square=stop_square,
         stop_projection=stop_projection,
     )
+
+
+@kernel
+def _lay_out_lanes(
+    points: Float64Array,
+    first_points: Int64Array,
+    counts: Int64Array,
+    padded: BoolArray,
+    lane_offsets: Int64Array,
+    start: Float32Array,
+    delta: Float32Array,
+    lane_low: Float32Array,
+    lane_high: Float32Array,
+) -> None:
+    """Fill the segments and mirrored bounding boxes of `SignalledLanes` from the map's points."""
+    for lane in range(len(counts)):
+        for d in range(2):
+            low, high = np.float32(np.inf), np.float32(-np.inf)
+            for i in range(counts[lane] - 1 + padded[lane]):
+                here = np.float32(points[first_points[lane] + i, d])
+                inside = i + 1 < counts[lane]
+                there = np.float32(points[first_points[lane] + i + 1, d]) if inside else ZERO
+                start[lane_offsets[lane] + i, d] = here
+                delta[lane_offsets[lane] + i, d] = there - here
+                if inside:
+                    mirrored = here - (there - here)
+                    low, high = min(low, here, mirrored), max(high, here, mirrored)
+            lane_low[lane, d], lane_high[lane, d] = low, high
 
 
 @inlined

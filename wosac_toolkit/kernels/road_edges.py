@@ -382,7 +382,7 @@ def road_edge_distances(
                 distances[r, a, t] = worst
 
 
-@kernel
+@inlined
 def _nearest_listed(
     x: float,
     y: float,
