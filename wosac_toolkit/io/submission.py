@@ -1,0 +1,714 @@
+"""Rollouts as the challenge wants them: `sim_agents_submission.proto`, read and written.
+
+A shard `<name>.binproto-00000-of-00150` holds one `SimAgentsChallengeSubmission`: many
+`ScenarioRollouts` (field 1) and the metadata of the submission. A file may also hold one bare
+`ScenarioRollouts`. Both start with a length-delimited field 1, so its content tells them apart: in
+a bare message it is the scenario id, a short text; in a submission it is a whole message, whose
+first byte is a tag, `0x0A` or `0x12`, control characters that no text holds. A first field 2 that
+is length-delimited (a joint scene) is a bare message too; any other first field is a submission.
+
+The decoder makes three passes over a message: it counts joint scenes and trajectories, measures
+every trajectory, and, when all lengths and object ids are known to fit together, copies the floats.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from wosac_toolkit.errors import FormatError, RolloutsError, some_ids
+from wosac_toolkit.io import wire
+from wosac_toolkit.io.files import atomic_write
+from wosac_toolkit.io.wire import Integer
+from wosac_toolkit.kernels.jit import kernel
+from wosac_toolkit.rollouts import Rollouts
+from wosac_toolkit.scenario import Int64Array
+
+Source: TypeAlias = io.BufferedReader | bytes | memoryview
+
+FILE_NAME = re.compile(r".*\.binproto(-\d{5}-of-\d{5})?")
+"""What the challenge server accepts as the name of a shard."""
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""The largest protobuf message, and so the largest shard."""
+
+MAX_TRAJECTORIES = 1 << 22
+"""The most trajectories (rollouts times objects) of one scenario; 32 x 128 are usual."""
+
+_MAX_TEXT_BYTES = 1 << 20
+_MAX_ID_BYTES = 256
+_PIECE_BYTES = 1 << 24
+
+# SimAgentsChallengeSubmission
+_SCENARIO_ROLLOUTS = 1 << 3 | wire.LENGTH_DELIMITED
+# ScenarioRollouts
+_SCENARIO_ID = 1 << 3 | wire.LENGTH_DELIMITED
+_JOINT_SCENE = 2 << 3 | wire.LENGTH_DELIMITED
+# JointScene
+_TRAJECTORY = 1 << 3 | wire.LENGTH_DELIMITED
+# SimulatedTrajectory. Its other fields belong to the scenario generation challenge and are skipped:
+# width 7, length 8, height 9 (floats), object_type 10, valid 11.
+_CENTER_X = 2
+_HEADING = 5
+_OBJECT_ID = 6 << 3 | wire.VARINT
+
+
+# Decoding one message
+
+
+def decode_scenario_rollouts(data: bytes | memoryview, *, where: str) -> Rollouts:
+    """The rollouts of one `ScenarioRollouts` message.
+
+    Objects are in the order of the first joint scene; the other joint scenes may list the same
+    objects in another order. Unknown fields are skipped, repeated floats may be packed or not.
+
+    Args:
+        data: the serialized message.
+        where: the file and place it comes from, for errors.
+
+    Returns:
+        Rollouts with one rollout a joint scene. Their number and the number of steps are whatever
+        the message holds: the scorer checks both.
+
+    Raises:
+        FormatError: not a sound message; names the byte.
+        RolloutsError: no scenario id, a joint scene whose objects are not those of the first, or
+            trajectories whose coordinates differ in length; names rollout and objects.
+    """
+    array = wire.as_array(data)
+    n_scenes, n_trajectories, id_start, id_stop, pos = _count(array)
+    wire.check(pos, "ScenarioRollouts", where)
+    scenario_id = _scenario_id(bytes(array[id_start:id_stop]), where)
+    where = f"{where}, scenario {scenario_id}"
+    if max(n_scenes, n_trajectories) > MAX_TRAJECTORIES:
+        raise RolloutsError(
+            f"{n_scenes} joint scenes with {n_trajectories} trajectories, "
+            f"more than the {MAX_TRAJECTORIES} allowed",
+            where=where,
+        )
+    sizes = np.zeros(n_scenes, np.int64)
+    object_ids = np.empty(n_trajectories, np.int32)
+    steps = np.empty(n_trajectories, np.int64)
+    spans = np.empty((n_trajectories, 2), np.int64)
+    pos = _measure(array, sizes, object_ids, steps, spans)
+    wire.check(pos, "ScenarioRollouts", where)
+    n_objects = int(sizes[0]) if n_scenes else 0
+    slots = _align(object_ids, sizes, where)
+    n_steps = _common_length(steps, object_ids, n_objects, where)
+    states = np.empty((n_scenes, n_objects, n_steps, 4), np.float32)
+    pos = _fill(array, spans, slots, states.view(np.uint32))
+    wire.check(pos, "ScenarioRollouts", where)
+    return Rollouts(scenario_id, object_ids[:n_objects].astype(np.int64), states)
+
+
+@kernel
+def _count(data: wire.ByteArray) -> tuple[int, int, Integer, Integer, Integer]:
+    """Joint scenes, trajectories, span of the scenario id, and the position at the end."""
+    n_scenes = 0
+    n_trajectories = 0
+    id_start: Integer = 0
+    id_stop: Integer = 0
+    pos: Integer = 0
+    end = len(data)
+    while pos < end:
+        tag, pos = wire.varint(data, pos, end)
+        if tag == _SCENARIO_ID:
+            id_start, pos = wire.block(data, pos, end)
+            id_stop = pos
+        elif tag == _JOINT_SCENE:
+            child, stop = wire.block(data, pos, end)
+            while child < stop:
+                tag, child = wire.varint(data, child, stop)
+                if tag == _TRAJECTORY:
+                    _, child = wire.block(data, child, stop)
+                    n_trajectories += 1
+                else:
+                    child = wire.skip(data, child, stop, tag)
+            n_scenes += 1
+            pos = child
+        else:
+            pos = wire.skip(data, pos, end, tag)
+    return n_scenes, n_trajectories, id_start, id_stop, pos
+
+
+@kernel
+def _measure(
+    data: wire.ByteArray,
+    sizes: Int64Array,
+    object_ids: npt.NDArray[np.int32],
+    steps: Int64Array,
+    spans: Int64Array,
+) -> Integer:
+    """Fill `sizes` [R], the trajectories of each joint scene, and a row for each trajectory.
+
+    Its object id, its steps (-1 where x, y, z and heading differ in length), its span of bytes.
+    """
+    scene = 0
+    row = 0
+    pos: Integer = 0
+    end = len(data)
+    while pos < end:
+        tag, pos = wire.varint(data, pos, end)
+        if tag != _JOINT_SCENE:
+            pos = wire.skip(data, pos, end, tag)
+            continue
+        child, stop = wire.block(data, pos, end)
+        while child < stop:
+            tag, child = wire.varint(data, child, stop)
+            if tag != _TRAJECTORY:
+                child = wire.skip(data, child, stop, tag)
+                continue
+            start, last = wire.block(data, child, stop)
+            object_ids[row], steps[row], child = _measure_trajectory(data, start, last)
+            spans[row, 0] = start
+            spans[row, 1] = last
+            sizes[scene] += 1
+            row += 1
+        scene += 1
+        pos = child
+    return pos
+
+
+@kernel
+def _measure_trajectory(
+    data: wire.ByteArray, pos: Integer, end: Integer
+) -> tuple[np.int32, int, Integer]:
+    """Object id, steps or -1, and the position at the end of a `SimulatedTrajectory`."""
+    object_id: Integer = 0
+    n_x = 0
+    n_y = 0
+    n_z = 0
+    n_heading = 0
+    while pos < end:
+        tag, pos = wire.varint(data, pos, end)
+        field = tag >> 3
+        if tag == _OBJECT_ID:
+            object_id, pos = wire.varint(data, pos, end)
+        elif field < _CENTER_X or field > _HEADING:
+            pos = wire.skip(data, pos, end, tag)
+        else:
+            count = 0
+            if tag & 7 == wire.LENGTH_DELIMITED:
+                start, pos = wire.block(data, pos, end)
+                count = (pos - start) >> 2
+                if (pos - start) & 3 != 0:
+                    pos = wire.poison(start)
+            else:
+                count = 1 if tag & 7 == wire.FIXED32 else 0
+                pos = wire.skip(data, pos, end, tag)
+            if field == 2:
+                n_x += count
+            elif field == 3:
+                n_y += count
+            elif field == 4:
+                n_z += count
+            else:
+                n_heading += count
+    if n_y != n_x or n_z != n_x or n_heading != n_x:
+        n_x = -1
+    return np.int32(object_id), n_x, pos
+
+
+@kernel
+def _fill(
+    data: wire.ByteArray, spans: Int64Array, slots: Int64Array, bits: npt.NDArray[np.uint32]
+) -> Integer:
+    """Copy the floats of every trajectory to `bits` [R, N, T, 4], in the order of `slots`."""
+    n_objects = bits.shape[1]
+    filled = np.empty(4, np.int64)
+    for row in range(len(spans)):
+        target = bits[row // n_objects, slots[row]]
+        filled[:] = 0
+        pos = _fill_trajectory(data, spans[row, 0], spans[row, 1], filled, target)
+        if pos >= wire.POISON:
+            return pos
+    return 0
+
+
+@kernel
+def _fill_trajectory(
+    data: wire.ByteArray,
+    pos: Integer,
+    end: Integer,
+    filled: Int64Array,
+    bits: npt.NDArray[np.uint32],
+) -> Integer:
+    """Copy x, y, z and heading to `bits` [T, 4]; `filled` [4] counts the steps of each."""
+    n_steps = len(bits)
+    while pos < end:
+        tag, pos = wire.varint(data, pos, end)
+        column = (tag >> 3) - _CENTER_X
+        packed = tag & 7 == wire.LENGTH_DELIMITED
+        if column < 0 or column > 3 or not (packed or tag & 7 == wire.FIXED32):
+            pos = wire.skip(data, pos, end, tag)
+            continue
+        start = pos
+        if packed:
+            start, pos = wire.block(data, pos, end)
+        else:
+            _, pos = wire.fixed32(data, pos, end)
+        step = filled[column]
+        # Measured before, but what is written to is checked where it is written.
+        if step + ((pos - start) >> 2) > n_steps:
+            return wire.poison(start)
+        while start < pos:
+            bits[step, column] = wire.bits32(data, start)
+            start += 4
+            step += 1
+        filled[column] = step
+    return pos
+
+
+def _align(object_ids: npt.NDArray[np.int32], sizes: Int64Array, where: str) -> Int64Array:
+    """The row of each trajectory among the objects of the first joint scene, [R * N]."""
+    if len(sizes) == 0:
+        return np.empty(0, np.int64)
+    first = object_ids[: sizes[0]]
+    order = np.argsort(first, kind="stable")
+    if (sizes != len(first)).any():
+        _raise_for_objects(object_ids, sizes, where)
+    ids = object_ids.reshape(len(sizes), -1)
+    slots = np.empty(ids.shape, np.int64)
+    if (ids == first).all():
+        slots[:] = np.arange(len(first))
+    else:
+        orders = np.argsort(ids, axis=1, kind="stable")
+        if (np.take_along_axis(ids, orders, axis=1) != first[order]).any():
+            _raise_for_objects(object_ids, sizes, where)
+        np.put_along_axis(slots, orders, np.broadcast_to(order, ids.shape), axis=1)
+    if (np.diff(first[order]) == 0).any():
+        _raise_for_objects(object_ids, sizes, where)
+    return slots.reshape(-1)
+
+
+def _raise_for_objects(
+    object_ids: npt.NDArray[np.int32], sizes: Int64Array, where: str
+) -> NoReturn:
+    """Name the first joint scene whose objects are not each once those of the first."""
+    scenes = np.split(object_ids, np.cumsum(sizes)[:-1])
+    expected = set(scenes[0].tolist())
+    for rollout, ids in enumerate(scenes):
+        found = Counter(ids.tolist())
+        faults = {
+            "missing": expected - found.keys(),
+            "not in rollout 0": found.keys() - expected,
+            "more than once": {i for i, n in found.items() if n > 1},
+        }
+        if any(faults.values()):
+            listed = "; ".join(f"{name}: {some_ids(ids)}" for name, ids in faults.items() if ids)
+            raise RolloutsError(
+                f"its objects are not each once those of rollout 0 ({listed})",
+                where=f"{where}, rollout {rollout}",
+                mend="simulate the same objects in every joint scene",
+            )
+    raise AssertionError("the joint scenes agree")
+
+
+def _common_length(
+    steps: Int64Array, object_ids: npt.NDArray[np.int32], n_objects: int, where: str
+) -> int:
+    """T, the number of steps of all trajectories."""
+    if len(steps) == 0:
+        return 0
+    ragged, n_steps = steps < 0, int(steps[0])
+    wrong = ragged if ragged.any() else steps != n_steps
+    if not wrong.any():
+        return n_steps
+    rollout = int(np.argmax(wrong)) // n_objects
+    rows = slice(rollout * n_objects, (rollout + 1) * n_objects)
+    ids = some_ids(object_ids[rows][wrong[rows]].tolist())
+    what = (
+        f"center_x, center_y, center_z and heading differ in length (objects {ids})"
+        if ragged.any()
+        else f"trajectories of another length than the {n_steps} steps of the first (objects {ids})"
+    )
+    raise RolloutsError(what, where=f"{where}, rollout {rollout}")
+
+
+# Walking through a file
+
+
+class _Field(NamedTuple):
+    """One field: its tag; its value if a varint, else the span of its value."""
+
+    tag: int
+    value: int
+    start: int
+    stop: int
+
+
+def iter_submission(source: Source, *, where: str, size: int | None = None) -> Iterator[Rollouts]:
+    """The rollouts of a submission or of a bare `ScenarioRollouts`, a scenario at a time.
+
+    Args:
+        source: bytes, or a buffered stream at its first byte, which is only read forwards.
+        where: the file, for errors.
+        size: length of the stream in bytes, where its end cannot be sought.
+
+    Raises:
+        FormatError: the file is truncated, damaged or of another kind.
+        RolloutsError: see `decode_scenario_rollouts`.
+    """
+    for offset, message in iter_messages(source, where=where, size=size):
+        yield decode_scenario_rollouts(message, where=f"{where}, message at byte {offset}")
+
+
+def iter_messages(
+    source: Source, *, where: str, size: int | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Offset and serialized bytes of each `ScenarioRollouts`; as `iter_submission`, undecoded."""
+    stream, end = _open(source, size)
+    if _is_bare(stream, end, where):
+        yield 0, _read(stream, end, where)
+        return
+    for field in _fields(stream, 0, end, where):
+        value = _read(stream, field.stop - field.start, where)
+        if field.tag == _SCENARIO_ROLLOUTS:
+            yield field.start, value
+
+
+def scan_submission(
+    source: Source, *, where: str, size: int | None = None
+) -> Iterator[tuple[str, int, int]]:
+    """Scenario id, offset and length of each `ScenarioRollouts`, hopping over the payloads.
+
+    The id is the first one of the message, usually its first field. A stream must be seekable.
+
+    Raises:
+        FormatError: the file is truncated, damaged or of another kind.
+        RolloutsError: a message without scenario id.
+    """
+    stream, end = _open(source, size)
+    if _is_bare(stream, end, where):
+        yield _first_id(stream, 0, end, where), 0, end
+        return
+    for field in _fields(stream, 0, end, where):
+        if field.tag == _SCENARIO_ROLLOUTS:
+            place = f"{where}, message at byte {field.start}"
+            scenario_id = _first_id(stream, field.start, field.stop, place)
+            yield scenario_id, field.start, field.stop - field.start
+        stream.seek(field.stop)
+
+
+def message_scenario_id(message: bytes, *, where: str) -> str:
+    """The scenario id of a serialized `ScenarioRollouts`, which is not decoded.
+
+    Raises:
+        FormatError: damaged before its id.
+        RolloutsError: it has none.
+    """
+    stream, end = _open(message, None)
+    return _first_id(stream, 0, end, where)
+
+
+def _open(source: Source, size: int | None) -> tuple[io.BufferedReader, int]:
+    if isinstance(source, io.BufferedReader):
+        stream = source
+    else:
+        stream = io.BufferedReader(io.BytesIO(source))  # type: ignore[arg-type,assignment]
+    if size is None:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+    return stream, size
+
+
+def _is_bare(stream: io.BufferedReader, end: int, where: str) -> bool:
+    """Whether the file is one `ScenarioRollouts`, by its first field (see the module's head)."""
+    if end == 0:
+        raise FormatError("the file is empty", where=where)
+    head = stream.peek()
+    first = next(_fields(io.BytesIO(head), 0, end, where))
+    length = first.stop - first.start
+    bare = first.tag == _JOINT_SCENE
+    if first.tag == _SCENARIO_ID and 0 < length <= _MAX_ID_BYTES:
+        text = head[first.start : first.stop]
+        bare = not any(byte < 0x20 or byte == 0x7F for byte in text)
+    if bare and end > MAX_MESSAGE_BYTES:
+        raise FormatError(f"a message of {end} bytes, more than protobuf allows", where=where)
+    return bare
+
+
+def _first_id(stream: io.BufferedReader, start: int, stop: int, where: str) -> str:
+    for field in _fields(stream, start, stop, where):
+        if field.tag == _SCENARIO_ID:
+            return _scenario_id(_read(stream, field.stop - field.start, where), where)
+        stream.seek(field.stop)
+    return _scenario_id(b"", where)
+
+
+def _scenario_id(data: bytes, where: str) -> str:
+    if not data:
+        raise RolloutsError("the ScenarioRollouts message has no scenario_id", where=where)
+    scenario_id = _text(data[: _MAX_ID_BYTES + 1], "scenario_id", where)
+    if len(data) > _MAX_ID_BYTES or not scenario_id.isprintable():
+        raise FormatError(f"scenario_id is no short text: {scenario_id[:40]!r}", where=where)
+    return scenario_id
+
+
+def _fields(stream: BinaryIO, start: int, end: int, where: str) -> Iterator[_Field]:
+    """The fields of the message at `start:end`, where the stream stands.
+
+    It then stands at the value of the field, and must stand behind it when the next one is asked.
+    """
+    pos = start
+    while pos < end:
+        tag, value_start = _varint(stream, pos, end, where)
+        value, stop = 0, value_start
+        match tag & 7:
+            case wire.VARINT:
+                value, value_start = _varint(stream, value_start, end, where)
+                stop = value_start
+            case wire.FIXED64:
+                stop += 8
+            case wire.FIXED32:
+                stop += 4
+            case wire.LENGTH_DELIMITED:
+                length, value_start = _varint(stream, value_start, end, where)
+                stop = value_start + length
+            case _:
+                stop = -1
+        if not 8 <= tag < 1 << 32 or stop < 0:
+            raise FormatError(
+                f"not a submission, malformed at byte {pos}",
+                where=where,
+                mend="expected a serialized SimAgentsChallengeSubmission or ScenarioRollouts",
+            )
+        if stop > end or stop - value_start > MAX_MESSAGE_BYTES:
+            raise FormatError(
+                f"the field at byte {pos} claims {stop - value_start} bytes, "
+                f"{end - value_start} are left",
+                where=where,
+                mend="the file is truncated or damaged",
+            )
+        yield _Field(tag, value, value_start, stop)
+        pos = stop
+
+
+def _varint(stream: BinaryIO, pos: int, end: int, where: str) -> tuple[int, int]:
+    """The unsigned value of the varint at `pos`, where the stream stands, and the byte after it."""
+    value = 0
+    for n in range(min(10, end - pos)):
+        byte = _read(stream, 1, where)[0]
+        value |= (byte & 0x7F) << 7 * n
+        if byte < 0x80:
+            return value, pos + n + 1
+    raise FormatError(
+        f"truncated or damaged at byte {pos}", where=where, mend="a varint does not end"
+    )
+
+
+def _read(stream: BinaryIO, length: int, where: str) -> bytes:
+    """The next `length` bytes, in pieces, so that no more is reserved than the stream holds."""
+    pieces = []
+    left = length
+    while left and (piece := stream.read(min(left, _PIECE_BYTES))):
+        pieces.append(piece)
+        left -= len(piece)
+    if left:
+        raise FormatError(f"ends {left} bytes too early", where=where, mend="the file is truncated")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _text(data: bytes, field: str, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise FormatError(f"{field} is not UTF-8 text: {data[:40]!r}", where=where) from None
+
+
+# Encoding
+
+
+def encode_scenario_rollouts(rollouts: Rollouts) -> bytes:
+    """A serialized `ScenarioRollouts`, byte for byte as the official package writes it.
+
+    Raises:
+        RolloutsError: an object id that is no int32.
+    """
+    states = rollouts.states
+    ids = rollouts.object_ids
+    where = f"scenario {rollouts.scenario_id}"
+    outside = ids[ids != ids.astype(np.int32)]
+    if len(outside):
+        raise RolloutsError(f"object ids {some_ids(outside.tolist())} are not int32", where=where)
+    n_rollouts, _, n_steps, _ = states.shape
+    # Every joint scene has the same layout, so each of its bytes is a column of one table.
+    values = np.ascontiguousarray(states.transpose(1, 3, 0, 2), dtype="<f4")
+    floats = values.view(np.uint8)  # [N, 4, R, 4 T]
+    pieces: list[bytes | npt.NDArray[np.uint8]] = []
+    for row, object_id in enumerate(ids.tolist()):
+        trajectory: list[bytes | npt.NDArray[np.uint8]] = []
+        for column in range(4 if n_steps else 0):
+            tag = wire.encode_tag(_CENTER_X + column, wire.LENGTH_DELIMITED)
+            trajectory += [tag + wire.encode_varint(4 * n_steps), floats[row, column]]
+        trajectory.append(
+            wire.encode_varint(_OBJECT_ID) + wire.encode_varint(object_id),
+        )
+        length = sum(_width(piece) for piece in trajectory)
+        pieces += [wire.encode_varint(_TRAJECTORY) + wire.encode_varint(length), *trajectory]
+    length = sum(_width(piece) for piece in pieces)
+    pieces.insert(0, wire.encode_varint(_JOINT_SCENE) + wire.encode_varint(length))
+    table = np.empty((n_rollouts, sum(_width(piece) for piece in pieces)), np.uint8)
+    start = 0
+    for piece in pieces:
+        stop = start + _width(piece)
+        table[:, start:stop] = np.frombuffer(piece, np.uint8) if isinstance(piece, bytes) else piece
+        start = stop
+    return wire.encode_block(1, rollouts.scenario_id.encode()) + table.tobytes()
+
+
+def _width(piece: bytes | npt.NDArray[np.uint8]) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece.shape[-1]
+
+
+# Metadata and whole files
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionMetadata:
+    """The fields of `SimAgentsChallengeSubmission` beside the rollouts.
+
+    A text that is empty and a flag that is None are not set in the message.
+
+    Attributes:
+        submission_type: 1, SIM_AGENTS_SUBMISSION; 0 where a file does not say.
+        account_name: the registered e-mail address.
+        unique_method_name: short; the leaderboard shows the latest result of a method.
+        authors: their names.
+        affiliation: of the authors.
+        description: of the method.
+        method_link: a paper or page about the method.
+        uses_lidar_data: the method used WOMD's lidar data.
+        uses_camera_data: the method used WOMD's camera data.
+        uses_public_model_pretraining: the method started from public weights.
+        num_model_parameters: a number with suffix, "200K", "7M".
+        public_model_names: the public models used.
+        acknowledge_complies_with_closed_loop_requirement: the simulation was closed loop.
+    """
+
+    submission_type: int = 1
+    account_name: str = ""
+    unique_method_name: str = ""
+    authors: tuple[str, ...] = ()
+    affiliation: str = ""
+    description: str = ""
+    method_link: str = ""
+    uses_lidar_data: bool | None = None
+    uses_camera_data: bool | None = None
+    uses_public_model_pretraining: bool | None = None
+    num_model_parameters: str = ""
+    public_model_names: tuple[str, ...] = ()
+    acknowledge_complies_with_closed_loop_requirement: bool | None = None
+
+
+_SUBMISSION_TYPE = 2 << 3 | wire.VARINT
+_TEXTS = {
+    3: "account_name",
+    4: "unique_method_name",
+    6: "affiliation",
+    7: "description",
+    8: "method_link",
+    12: "num_model_parameters",
+}
+_LISTS = {5: "authors", 13: "public_model_names"}
+_FLAGS = {
+    9: "uses_lidar_data",
+    10: "uses_camera_data",
+    11: "uses_public_model_pretraining",
+    14: "acknowledge_complies_with_closed_loop_requirement",
+}
+
+
+def read_metadata(source: Source, *, where: str, size: int | None = None) -> SubmissionMetadata:
+    """The metadata of a submission; its rollouts are hopped over.
+
+    Raises:
+        FormatError: the file is truncated, damaged or of another kind.
+    """
+    stream, end = _open(source, size)
+    found: dict[str, object] = {"submission_type": 0}
+    lists: dict[str, list[str]] = {name: [] for name in _LISTS.values()}
+    for field in _fields(stream, 0, end, where):
+        number, wire_type = field.tag >> 3, field.tag & 7
+        if field.tag == _SUBMISSION_TYPE:
+            found["submission_type"] = field.value
+        elif number in _FLAGS and wire_type == wire.VARINT:
+            found[_FLAGS[number]] = bool(field.value)
+        elif (number in _TEXTS or number in _LISTS) and wire_type == wire.LENGTH_DELIMITED:
+            name = _TEXTS.get(number) or _LISTS[number]
+            if field.stop - field.start > _MAX_TEXT_BYTES:
+                raise FormatError(f"{name} is longer than {_MAX_TEXT_BYTES} bytes", where=where)
+            text = _text(_read(stream, field.stop - field.start, where), name, where)
+            if number in _LISTS:
+                lists[name].append(text)
+            else:
+                found[name] = text
+        stream.seek(field.stop)
+    found.update({name: tuple(texts) for name, texts in lists.items()})
+    return SubmissionMetadata(**found)  # type: ignore[arg-type]
+
+
+def encode_metadata(metadata: SubmissionMetadata) -> bytes:
+    """The metadata as fields of a `SimAgentsChallengeSubmission`, in the order of their numbers."""
+    fields = {
+        2: wire.encode_varint(_SUBMISSION_TYPE) + wire.encode_varint(metadata.submission_type)
+    }
+    for number, name in _TEXTS.items():
+        if text := getattr(metadata, name):
+            fields[number] = wire.encode_block(number, text.encode())
+    for number, name in _LISTS.items():
+        fields[number] = b"".join(
+            wire.encode_block(number, text.encode()) for text in getattr(metadata, name)
+        )
+    for number, name in _FLAGS.items():
+        if (flag := getattr(metadata, name)) is not None:
+            fields[number] = wire.encode_tag(number, wire.VARINT) + wire.encode_varint(int(flag))
+    return b"".join(fields[number] for number in sorted(fields))
+
+
+def write_submission(
+    path: str | os.PathLike[str], rollouts: Iterable[Rollouts], metadata: SubmissionMetadata
+) -> Path:
+    """Write one shard, a scenario at a time: the file appears when it is complete.
+
+    Args:
+        path: named `<name>.binproto` or `<name>.binproto-00000-of-00150`.
+        rollouts: of different scenarios; consumed one by one.
+        metadata: the same in every shard of a submission.
+
+    Raises:
+        RolloutsError: a name that the challenge server refuses, or more than the 2 GB of one shard.
+    """
+    path = Path(path)
+    if not FILE_NAME.fullmatch(path.name):
+        raise RolloutsError(
+            "not the name of a submission shard",
+            where=str(path),
+            mend="call it <name>.binproto or <name>.binproto-00000-of-00150",
+        )
+    tail = encode_metadata(metadata)
+    size = len(tail)
+    with atomic_write(path) as stream:
+        for one in rollouts:
+            message = encode_scenario_rollouts(one)
+            head = wire.encode_varint(_SCENARIO_ROLLOUTS) + wire.encode_varint(len(message))
+            size += len(head) + len(message)
+            if size > MAX_MESSAGE_BYTES:
+                raise RolloutsError(
+                    f"more than 2 GB with scenario {one.scenario_id}",
+                    where=str(path),
+                    mend="write fewer scenarios a shard",
+                )
+            stream.write(head)
+            stream.write(message)
+        stream.write(tail)
+    return path
