@@ -1,0 +1,53 @@
+# make demo   set up, then the main job on built-in synthetic scenes
+# make test   set up, then lint, types and all tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format oracle clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	rm -rf demo
+	$(BIN)/wosac synth --n 8 --seed 0 --out demo/scenarios
+	$(BIN)/wosac simulate --policy constant_velocity --scenarios demo/scenarios --out demo/rollouts
+	$(BIN)/wosac score demo/rollouts --out demo/run
+
+test: check
+	$(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Record the official scorers' results on synthetic scenes in tests/official. The official packages
+# pin TensorFlow 2.13 and get an environment of their own; the older releases' metric code runs on
+# the same TensorFlow, from a folder each.
+ORACLE := .venv-oracle
+RELEASES := $(ORACLE)/releases
+$(ORACLE)/.installed:
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/pip install --quiet 'waymo-open-dataset-tf-2-12-0==1.6.7'
+	$(ORACLE)/bin/pip install --quiet --no-deps --target $(RELEASES)/2025 'waymo-open-dataset-tf-2-12-0==1.6.7'
+	$(ORACLE)/bin/pip install --quiet --no-deps --target $(RELEASES)/2024 'waymo-open-dataset-tf-2-12-0==1.6.4'
+	$(ORACLE)/bin/pip install --quiet --no-deps --target $(RELEASES)/2023 'waymo-open-dataset-tf-2-11-0==1.6.1'
+	touch $@
+
+oracle: $(INSTALLED) $(ORACLE)/.installed
+	$(BIN)/python tests/official/make_bundles.py
+	for year in 2025 2024 2023; do \
+	  PYTHONPATH=$(RELEASES)/$$year $(ORACLE)/bin/python tests/official/record.py $$year || exit 1; \
+	done
+
+clean:
+	rm -rf demo $(VENV) $(ORACLE)
