@@ -208,17 +208,12 @@ def test_distance_to_the_road_edge(seed, origin, rule):
     z = rng.choice([0.0, 3.0, 6.0], shape).astype(F)
     valid = rng.random(shape[1:]) > 0.1
     edges = road_edges.road_edge_segments(polylines, planar=rule == "planar")
-    segments = (edges.start, edges.delta, edges.square, edges.prior, edges.following,
-                edges.convex_before, edges.convex_after)  # fmt: skip
     got = np.empty((2, 5, 6), F)
     if rule == "planar":
-        road_edges.planar_road_edge_distances(
-            corners, valid, *segments, edges.polyline_offsets, got
-        )
+        road_edges.planar_road_edge_distances(corners, valid, edges, got)
     else:
-        road_edges.road_edge_distances(
-            corners, z.transpose(0, 2, 1).copy(), np.zeros(6, F), valid, *segments, got
-        )
+        heights = z.transpose(0, 2, 1).copy()
+        road_edges.road_edge_distances(corners, heights, np.zeros(6, F), valid, edges, got)
     for r, t, a in np.ndindex(*shape):
         if not valid[t, a]:
             assert got[r, a, t] == F(-1e10)
@@ -239,10 +234,8 @@ def test_an_agent_under_a_bridge_belongs_to_the_edge_of_its_own_road():
     corners = np.tile(np.array([20, 20, 20, 20, 0, 0, 0, 0], F), (1, 1, 1, 1))
     edges = road_edges.road_edge_segments([low, high], planar=False)
     got = np.empty((1, 1, 1), F)
-    road_edges.road_edge_distances(
-        corners, np.zeros((1, 1, 1), F), np.zeros(1, F), np.ones((1, 1), bool), edges.start, edges.delta,
-        edges.square, edges.prior, edges.following, edges.convex_before, edges.convex_after, got,
-    )  # fmt: skip
+    height, valid = np.zeros((1, 1, 1), F), np.ones((1, 1), bool)
+    road_edges.road_edge_distances(corners, height, np.zeros(1, F), valid, edges, got)
     assert got == F(10)
 
 

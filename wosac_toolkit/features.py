@@ -314,18 +314,11 @@ def _features(
     corners = np.empty((n_rollouts, n_steps, n_evaluated, 8), np.float32)
     boxes.box_corners(x, y, heading, length, width, corners)
     to_edge = np.empty(shape, np.float32)
-    edges = scene.edges
-    segments = (
-        edges.start, edges.delta, edges.square, edges.prior, edges.following,
-        edges.convex_before, edges.convex_after,
-    )  # fmt: skip
     if challenge.road_edges == "planar":
-        road_edges.planar_road_edge_distances(
-            corners, valid, *segments, edges.polyline_offsets, to_edge
-        )
+        road_edges.planar_road_edge_distances(corners, valid, scene.edges, to_edge)
     else:
         road_edges.road_edge_distances(
-            corners, evaluated[2], height * np.float32(0.5), valid, *segments, to_edge
+            corners, evaluated[2], height * np.float32(0.5), valid, scene.edges, to_edge
         )
 
     violations = None

@@ -6,7 +6,7 @@ process. Never `fastmath`: the score is a contract on rounding, NaN and the orde
 without it LLVM neither reorders nor fuses float operations.
 
 A cached kernel does not notice an edit in *another* file, so what a kernel calls lives in its own
-file or in `float32.py`, whose edits need `wosac warmup --clear`.
+file or in `float32.py` or `io/wire.py`, whose edits need `wosac warmup --clear`.
 """
 
 from __future__ import annotations
@@ -24,4 +24,4 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 def inlined(function: Callable[..., Any]) -> Any:
     """A small helper, inlined into the kernels that call it."""
-    return numba.njit(cache=True, error_model="numpy", nogil=True, inline="always")(function)
+    return numba.njit(cache=True, error_model="numpy", nogil=True, forceinline=True)(function)

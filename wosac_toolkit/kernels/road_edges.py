@@ -30,6 +30,7 @@ _Z_STRETCH = np.float32(3.0)
 _CYCLIC_TOLERANCE_M2 = np.float32(1.0)
 # Smaller cells are listed too often, larger ones list too many segments.
 _CELL_M, _CELL_HEIGHT_M = 1.0, 0.5
+_CELLS_PER_M, _LAYERS_PER_M = np.float32(1 / _CELL_M), np.float32(1 / _CELL_HEIGHT_M)
 _CELL_REACH = math.sqrt((_CELL_M / 2) ** 2 * 2 + (_CELL_HEIGHT_M / 2 * 3.0) ** 2)
 # Beyond, cell indices could overflow; such corners are compared with every segment.
 _FAR = np.float32(1e6)
@@ -149,7 +150,7 @@ def _sign(
     return side
 
 
-@kernel
+@inlined
 def _squared_distances(
     x: float,
     y: float,
@@ -160,18 +161,24 @@ def _squared_distances(
     delta: Float32Array,
     square: Float32Array,
     out: Float32Array,
-) -> None:
+) -> float:
     """Write to `out` the squared 3-D distances, heights stretched, of segments `first` to `last`.
 
-    A loop without branches on contiguous arrays, so that it is compiled to vector instructions.
+    Returns the smallest. A loop without branches on contiguous arrays is compiled to vector
+    instructions; so is a minimum of integers, but not of floats, and positive floats are ordered as
+    their bits are.
     """
+    smallest = _LARGEST_BITS
     for i in range(first, last):
         px, py, pz = x - start[0, i], y - start[1, i], z - start[2, i]
         t = (px * delta[0, i] + py * delta[1, i]) / square[i]
         t = ZERO if square[i] == ZERO else min(max(t, ZERO), ONE)
         ex, ey = px - delta[0, i] * t, py - delta[1, i] * t
         ez = (pz - delta[2, i] * t) * _Z_STRETCH
-        out[i] = (ex * ex + ey * ey) + ez * ez
+        distance_square = np.float32((ex * ex + ey * ey) + ez * ez)
+        out[i] = distance_square
+        smallest = min(smallest, distance_square.view(np.int32))
+    return np.int32(smallest).view(np.float32)
 
 
 @kernel
@@ -179,9 +186,11 @@ def _list_cell(
     x: float,
     y: float,
     z: float,
+    guess: int,
     chunk_low: Float32Array,
     chunk_high: Float32Array,
     chunk_bound: Float32Array,
+    near_chunks: Int32Array,
     start: Float32Array,
     delta: Float32Array,
     square: Float32Array,
@@ -195,8 +204,10 @@ def _list_cell(
 
     Args:
         x, y, z: the centre, float32.
+        guess: a segment that may be near.
         chunk_low, chunk_high: float32 [3, C], bounding boxes of each 16 consecutive segments.
         chunk_bound: float32 [C], scratch.
+        near_chunks: int32 [C], scratch.
         start, delta, square: of the n segments.
         distances: float32 [n], written for the listed segments: distance from the centre.
         out: int32 [n], written.
@@ -206,29 +217,30 @@ def _list_cell(
     """
     n_segments, n_chunks = len(square), chunk_low.shape[1]
     for c in range(n_chunks):
-        dx = max(chunk_low[0, c] - x, ZERO, x - chunk_high[0, c])
-        dy = max(chunk_low[1, c] - y, ZERO, y - chunk_high[1, c])
-        dz = max(chunk_low[2, c] - z, ZERO, z - chunk_high[2, c]) * _Z_STRETCH
-        chunk_bound[c] = np.sqrt(dx * dx + dy * dy + dz * dz)
-    nearest = np.argmin(chunk_bound)
-    limit = _INFINITY
-    for k in range(-1, n_chunks):
-        c = nearest if k < 0 else k
-        if k == nearest or chunk_bound[c] > limit:
-            continue
-        first, last = c * _CHUNK, min((c + 1) * _CHUNK, n_segments)
-        _squared_distances(x, y, z, first, last, start, delta, square, distances)
-        smallest = _INFINITY
-        for i in range(first, last):
-            smallest = min(smallest, distances[i])
-        limit = min(limit, np.sqrt(smallest) * _SLACK_RATIO + _CELL_LIMIT_M)
-    count = 0
+        dx = max(max(chunk_low[0, c] - x, ZERO), x - chunk_high[0, c])
+        dy = max(max(chunk_low[1, c] - y, ZERO), y - chunk_high[1, c])
+        dz = max(max(chunk_low[2, c] - z, ZERO), z - chunk_high[2, c]) * _Z_STRETCH
+        chunk_bound[c] = dx * dx + dy * dy + dz * dz
+    smallest = _squared_distances(
+        x, y, z, guess, guess + 1, start, delta, square, distances
+    )  # fmt: skip
+    limit = _cell_limit(smallest)
+    n_near = 0
     for c in range(n_chunks):
-        # A chunk beyond the final limit may have been passed over, and its distances are stale.
+        if chunk_bound[c] <= limit:
+            near_chunks[n_near] = c
+            n_near += 1
+    for c in near_chunks[:n_near]:
+        first, last = c * _CHUNK, min((c + 1) * _CHUNK, n_segments)
+        nearest = _squared_distances(x, y, z, first, last, start, delta, square, distances)
+        smallest = min(smallest, nearest)
+    limit = _cell_limit(smallest)
+    count = 0
+    for c in near_chunks[:n_near]:
         if chunk_bound[c] > limit:
             continue
         for i in range(c * _CHUNK, min((c + 1) * _CHUNK, n_segments)):
-            if distances[i] <= limit * limit:
+            if distances[i] <= limit:
                 distance = np.sqrt(distances[i])
                 distances[i] = distance
                 place = count
@@ -241,145 +253,151 @@ def _list_cell(
 
 
 @inlined
-def _hash(x: int, y: int, z: int) -> int:
-    h = (np.int64(x) * 73856093) ^ (np.int64(y) * 19349663) ^ (np.int64(z) * 83492791)
-    return h ^ (h >> 15)
-
-
-@inlined
-def _find_slot(x: int, y: int, z: int, slot_cell: Int32Array, slot_begin: Int64Array) -> int:
-    """The slot of a cell in the open hash table, or the free slot where it belongs."""
-    mask = len(slot_begin) - 1
-    slot = _hash(x, y, z) & mask
-    while slot_begin[slot] >= 0 and (
-        slot_cell[slot, 0] != x or slot_cell[slot, 1] != y or slot_cell[slot, 2] != z
-    ):
-        slot = (slot + 1) & mask
-    return slot
+def _cell_limit(smallest_square: float) -> float:
+    """Squared distance from its centre beyond which no segment is nearest to a point of a cell."""
+    limit = np.sqrt(smallest_square) * _SLACK_RATIO + _CELL_LIMIT_M
+    return limit * limit
 
 
 @kernel
-def road_edge_distances(
+def _find_cells(
     corners: Float32Array,
     z: Float32Array,
     half_height: Float32Array,
     valid: BoolArray,
-    start: Float32Array,
-    delta: Float32Array,
-    square: Float32Array,
-    prior: Int32Array,
-    following: Int32Array,
-    convex_before: BoolArray,
-    convex_after: BoolArray,
-    distances: Float32Array,
-) -> None:
-    """Fill `distances` of the E evaluated agents, the rules since 2024.
+    slots: Int32Array,
+    cells: Int32Array,
+    cell_of: Int32Array,
+) -> int:
+    """Number the cells that corners lie in, by an open hash table.
 
     Args:
-        corners: float32 [R, T, E, 8], four x then four y, of the full boxes.
-        z: float32 [R, E, H + T], heights of the centres; the H steps of history are not used.
-        half_height: float32 [N], of the boxes.
-        valid: bool [T, N].
-        start, delta, square, prior, following, convex_before, convex_after: see `RoadEdges`.
-        distances: float32 [R, E, T], written; -1e10 where invalid.
+        corners, z, half_height, valid: see `road_edge_distances`.
+        slots: int32 [2**n], the table, filled with -1.
+        cells: int32 [C, 3], written: the indices of each cell along x, y and z.
+        cell_of: int32 [R, T, E, 4], written: the cell of each corner; -1 beyond all cells.
+
+    Returns:
+        How many cells there are, or -1 if `cells` has no room for them.
     """
-    n_rollouts, n_agents, n_steps = distances.shape
+    n_rollouts, n_steps, n_agents = cell_of.shape[:3]
     n_history = z.shape[2] - n_steps
-    n_segments = len(square)
-    n_chunks = (n_segments + _CHUNK - 1) // _CHUNK
-    chunk_low, chunk_high = np.empty((2, 3, n_chunks), np.float32)
-    for k in range(3):
-        for c in range(n_chunks):
-            low, high = _INFINITY, -_INFINITY
-            for i in range(c * _CHUNK, min((c + 1) * _CHUNK, n_segments)):
-                end = start[k, i] + delta[k, i]
-                low, high = min(low, start[k, i], end), max(high, start[k, i], end)
-            chunk_low[k, c], chunk_high[k, c] = low, high
-    chunk_bound = np.empty(n_chunks, np.float32)
-    segment_distance = np.empty(n_segments, np.float32)
-    found = np.empty(n_segments, np.int32)
-
-    # A hash table of the cells met so far; each owns some of the blocks of listed segments.
-    slot_cell = np.empty((1 << 11, 3), np.int32)
-    slot_begin = np.full(1 << 11, -1, np.int64)
-    slot_end = np.empty(1 << 11, np.int64)
+    mask = len(slots) - 1
     n_cells = 0
-    block = np.empty((1 << 12, 7, _LANES), np.float32)
-    block_segment = np.empty((1 << 12, _LANES), np.int32)
-    block_bound = np.empty(1 << 12, np.float32)
-    n_blocks = 0
-    squares = np.empty(_LANES, np.float32)
-
     for a in range(n_agents):
         for r in range(n_rollouts):
             for t in range(n_steps):
-                if not valid[t, a]:
-                    distances[r, a, t] = -EXTREMELY_LARGE_DISTANCE
-                    continue
-                worst = -_INFINITY
                 bottom = -half_height[a] + z[r, a, n_history + t]
                 for k in range(4):
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
-                    nearest = -1
-                    if abs(x) < _FAR and abs(y) < _FAR and abs(bottom) < _FAR:
-                        cell_x = np.int32(math.floor(x / np.float32(_CELL_M)))
-                        cell_y = np.int32(math.floor(y / np.float32(_CELL_M)))
-                        cell_z = np.int32(math.floor(bottom / np.float32(_CELL_HEIGHT_M)))
-                        centre_x = np.float32((cell_x + 0.5) * _CELL_M)
-                        centre_y = np.float32((cell_y + 0.5) * _CELL_M)
-                        centre_z = np.float32((cell_z + 0.5) * _CELL_HEIGHT_M)
-                        slot = _find_slot(cell_x, cell_y, cell_z, slot_cell, slot_begin)
-                        if slot_begin[slot] < 0:
-                            if 2 * n_cells >= len(slot_begin):
-                                slot_cell, slot_begin, slot_end = _grow_table(
-                                    slot_cell, slot_begin, slot_end
-                                )
-                                slot = _find_slot(cell_x, cell_y, cell_z, slot_cell, slot_begin)
-                            count = _list_cell(
-                                centre_x, centre_y, centre_z, chunk_low, chunk_high, chunk_bound,
-                                start, delta, square, segment_distance, found,
-                            )  # fmt: skip
-                            needed = n_blocks + (count + _LANES - 1) // _LANES
-                            if needed > len(block):
-                                block, block_segment, block_bound = _grow_blocks(
-                                    block, block_segment, block_bound, n_blocks, 2 * needed
-                                )
-                            _fill_blocks(
-                                found[:count], segment_distance, start, delta, square, n_blocks,
-                                block, block_segment, block_bound,
-                            )  # fmt: skip
-                            slot_cell[slot, 0] = cell_x
-                            slot_cell[slot, 1] = cell_y
-                            slot_cell[slot, 2] = cell_z
-                            slot_begin[slot] = n_blocks
-                            slot_end[slot] = needed
-                            n_blocks = needed
-                            n_cells += 1
-                        dx, dy, dz = x - centre_x, y - centre_y, (bottom - centre_z) * _Z_STRETCH
-                        offset = np.sqrt(dx * dx + dy * dy + dz * dz) + _SLACK_M
-                        nearest = _nearest_listed(
-                            x, y, bottom, offset, slot_begin[slot], slot_end[slot],
-                            block, block_segment, block_bound, squares,
-                        )  # fmt: skip
-                    else:
-                        _squared_distances(
-                            x, y, bottom, 0, n_segments, start, delta, square, segment_distance
-                        )
-                        best = _INFINITY
-                        for i in range(n_segments):
-                            if np.sqrt(segment_distance[i]) < best:
-                                best = np.sqrt(segment_distance[i])
-                                nearest = i
-                    s = _projection(x, y, nearest, start, delta, square)
-                    clipped = min(max(s, ZERO), ONE)
-                    ex = (x - start[0, nearest]) - delta[0, nearest] * clipped
-                    ey = (y - start[1, nearest]) - delta[1, nearest] * clipped
-                    sign = _sign(
-                        x, y, nearest, s < ZERO, s > ONE,
-                        start, delta, prior, following, convex_before, convex_after,
-                    )  # fmt: skip
-                    worst = max(worst, sign * np.sqrt(ex * ex + ey * ey))
-                distances[r, a, t] = worst
+                    cell_of[r, t, a, k] = -1
+                    if not (valid[t, a] and abs(x) < _FAR and abs(y) < _FAR and abs(bottom) < _FAR):
+                        continue
+                    i = np.int64(math.floor(x * _CELLS_PER_M))
+                    j = np.int64(math.floor(y * _CELLS_PER_M))
+                    h = np.int64(math.floor(bottom * _LAYERS_PER_M))
+                    slot = (i * 73856093) ^ (j * 19349663) ^ (h * 83492791)
+                    slot = (slot ^ (slot >> 15)) & mask
+                    cell = slots[slot]
+                    while cell >= 0 and not (
+                        cells[cell, 0] == i and cells[cell, 1] == j and cells[cell, 2] == h
+                    ):
+                        slot = (slot + 1) & mask
+                        cell = slots[slot]
+                    if cell < 0:
+                        if n_cells == len(cells):
+                            return -1
+                        cell = n_cells
+                        slots[slot] = cell
+                        cells[cell, 0], cells[cell, 1], cells[cell, 2] = i, j, h
+                        n_cells += 1
+                    cell_of[r, t, a, k] = cell
+    return n_cells
+
+
+@kernel
+def _list_cells(
+    cells: Int32Array,
+    start: Float32Array,
+    delta: Float32Array,
+    square: Float32Array,
+    centre: Float32Array,
+    cell_blocks: Int64Array,
+) -> tuple[Float32Array, Int32Array, Float32Array]:
+    """List the segments of all cells, in blocks of `_LANES`.
+
+    Args:
+        cells: int32 [C, 3].
+        start, delta, square: see `RoadEdges`.
+        centre: float32 [C, 3], written.
+        cell_blocks: int64 [C + 1], written: the blocks of each cell.
+
+    Returns:
+        For B blocks: float32 [B, 7, _LANES], start (3), delta (3) and squared length of each
+        segment; int32 [B, _LANES], which segments they are; float32 [B], the distance of the cell's
+        centre to the nearest of them.
+    """
+    n_segments = len(square)
+    n_chunks = (n_segments + _CHUNK - 1) // _CHUNK
+    chunk_low, chunk_high = np.empty((2, 3, n_chunks), np.float32)
+    for d in range(3):
+        for c in range(n_chunks):
+            low, high = _INFINITY, -_INFINITY
+            for i in range(c * _CHUNK, min((c + 1) * _CHUNK, n_segments)):
+                end = start[d, i] + delta[d, i]
+                low, high = min(low, start[d, i], end), max(high, start[d, i], end)
+            chunk_low[d, c], chunk_high[d, c] = low, high
+    chunk_bound = np.empty(n_chunks, np.float32)
+    distances = np.empty(n_segments, np.float32)
+    near_chunks = np.empty(n_chunks, np.int32)
+    listed = np.zeros(n_segments, np.int32)
+
+    block = np.empty((3 * len(cells), 7, _LANES), np.float32)
+    block_segment = np.empty((3 * len(cells), _LANES), np.int32)
+    block_bound = np.empty(3 * len(cells), np.float32)
+    b = 0
+    cell_blocks[0] = 0
+    for c in range(len(cells)):
+        x = np.float32((cells[c, 0] + 0.5) * _CELL_M)
+        y = np.float32((cells[c, 1] + 0.5) * _CELL_M)
+        z = np.float32((cells[c, 2] + 0.5) * _CELL_HEIGHT_M)
+        centre[c, 0], centre[c, 1], centre[c, 2] = x, y, z
+        # Cells are numbered as agents go through them, so the last cell's nearest is a good guess.
+        count = _list_cell(
+            x, y, z, listed[0], chunk_low, chunk_high, chunk_bound, near_chunks,
+            start, delta, square, distances, listed,
+        )  # fmt: skip
+        end = b + (count + _LANES - 1) // _LANES
+        if end > len(block):
+            block = _grown(block, 2 * end)
+            block_segment = _grown(block_segment, 2 * end)
+            block_bound = _grown(block_bound, 2 * end)
+        for j in range((end - b) * _LANES):
+            into, lane = b + j // _LANES, j % _LANES
+            if j < count:
+                i = listed[j]
+                for d in range(3):
+                    block[into, d, lane] = start[d, i]
+                    block[into, 3 + d, lane] = delta[d, i]
+                block[into, 6, lane] = square[i]
+                block_segment[into, lane] = i
+                if lane == 0:
+                    block_bound[into] = distances[i]
+            else:  # fill the last block up with a point far away
+                block[into, :, lane] = ZERO
+                block[into, 0, lane] = _FAR * _FAR
+                block_segment[into, lane] = n_segments
+        b = end
+        cell_blocks[c + 1] = b
+    return block, block_segment, block_bound
+
+
+@kernel
+def _grown(array: Float32Array, length: int) -> Float32Array:
+    """The same array, longer."""
+    larger = np.empty((length, *array.shape[1:]), array.dtype)
+    larger[: len(array)] = array
+    return larger
 
 
 @inlined
@@ -412,8 +430,6 @@ def _nearest_listed(
     for b in range(begin, end):
         if block_bound[b] - offset > best * _SLACK_RATIO:
             break
-        # Positive floats are ordered as their bits are, and a minimum of integers, unlike one of
-        # floats, is compiled to vector instructions.
         smallest = _LARGEST_BITS
         for k in range(_LANES):
             px, py, pz = x - block[b, 0, k], y - block[b, 1, k], z - block[b, 2, k]
@@ -437,74 +453,106 @@ def _nearest_listed(
 
 
 @kernel
-def _fill_blocks(
-    listed: Int32Array,
-    distances: Float32Array,
+def _signed_distances(
+    corners: Float32Array,
+    z: Float32Array,
+    half_height: Float32Array,
+    valid: BoolArray,
+    cell_of: Int32Array,
+    centre: Float32Array,
+    cell_blocks: Int64Array,
+    block: Float32Array,
+    block_segment: Int32Array,
+    block_bound: Float32Array,
     start: Float32Array,
     delta: Float32Array,
     square: Float32Array,
-    first: int,
-    block: Float32Array,
-    block_segment: Int32Array,
-    block_bound: Float32Array,
+    prior: Int32Array,
+    following: Int32Array,
+    convex_before: BoolArray,
+    convex_after: BoolArray,
+    distances: Float32Array,
 ) -> None:
-    """Copy the listed segments to the blocks from `first` on; the last is filled up far away."""
-    n_blocks = (len(listed) + _LANES - 1) // _LANES
-    for j in range(n_blocks * _LANES):
-        b, k = first + j // _LANES, j % _LANES
-        if j < len(listed):
-            i = listed[j]
-            for d in range(3):
-                block[b, d, k] = start[d, i]
-                block[b, 3 + d, k] = delta[d, i]
-            block[b, 6, k] = square[i]
-            block_segment[b, k] = i
-            if k == 0:
-                block_bound[b] = distances[i]
-        else:
-            block[b, :, k] = ZERO
-            block[b, 0, k] = np.float32(1e15)
-            block_segment[b, k] = len(square)
+    """Fill `distances`: for each agent the largest signed distance of its corners."""
+    n_rollouts, n_agents, n_steps = distances.shape
+    n_history = z.shape[2] - n_steps
+    n_segments = len(square)
+    squares = np.empty(_LANES, np.float32)
+    all_squares = np.empty(n_segments, np.float32)
+    for r in range(n_rollouts):
+        for t in range(n_steps):
+            for a in range(n_agents):
+                if not valid[t, a]:
+                    distances[r, a, t] = -EXTREMELY_LARGE_DISTANCE
+                    continue
+                worst = -_INFINITY
+                bottom = -half_height[a] + z[r, a, n_history + t]
+                for k in range(4):
+                    x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
+                    c = cell_of[r, t, a, k]
+                    if c >= 0:
+                        dx, dy = x - centre[c, 0], y - centre[c, 1]
+                        dz = (bottom - centre[c, 2]) * _Z_STRETCH
+                        offset = np.sqrt(dx * dx + dy * dy + dz * dz) + _SLACK_M
+                        nearest = _nearest_listed(
+                            x, y, bottom, offset, cell_blocks[c], cell_blocks[c + 1],
+                            block, block_segment, block_bound, squares,
+                        )  # fmt: skip
+                    else:
+                        _squared_distances(
+                            x, y, bottom, 0, n_segments, start, delta, square, all_squares
+                        )
+                        nearest = np.argmin(np.sqrt(all_squares))
+                    s = _projection(x, y, nearest, start, delta, square)
+                    clipped = min(max(s, ZERO), ONE)
+                    ex = (x - start[0, nearest]) - delta[0, nearest] * clipped
+                    ey = (y - start[1, nearest]) - delta[1, nearest] * clipped
+                    sign = _sign(
+                        x, y, nearest, s < ZERO, s > ONE,
+                        start, delta, prior, following, convex_before, convex_after,
+                    )  # fmt: skip
+                    worst = max(worst, sign * np.sqrt(ex * ex + ey * ey))
+                distances[r, a, t] = worst
+
+
+def road_edge_distances(
+    corners: Float32Array,
+    z: Float32Array,
+    half_height: Float32Array,
+    valid: BoolArray,
+    edges: RoadEdges,
+    distances: Float32Array,
+) -> None:
+    """Fill `distances` of the E evaluated agents, the rules since 2024.
+
+    Args:
+        corners: float32 [R, T, E, 8], four x then four y, of the full boxes.
+        z: float32 [R, E, H + T], heights of the centres; the H steps of history are not used.
+        half_height: float32 [N], of the boxes.
+        valid: bool [T, N].
+        edges: the road edges.
+        distances: float32 [R, E, T], written; -1e10 where invalid.
+    """
+    cell_of = np.empty((*corners.shape[:3], 4), np.int32)
+    n_cells, room = -1, 1 << 12
+    while n_cells < 0:
+        slots, cells = np.full(2 * room, -1, np.int32), np.empty((room, 3), np.int32)
+        n_cells = _find_cells(corners, z, half_height, valid, slots, cells, cell_of)
+        room *= 4
+    centre = np.empty((n_cells, 3), np.float32)
+    cell_blocks = np.empty(n_cells + 1, np.int64)
+    block, block_segment, block_bound = _list_cells(
+        cells[:n_cells], edges.start, edges.delta, edges.square, centre, cell_blocks
+    )
+    _signed_distances(
+        corners, z, half_height, valid, cell_of, centre, cell_blocks,
+        block, block_segment, block_bound, edges.start, edges.delta, edges.square,
+        edges.prior, edges.following, edges.convex_before, edges.convex_after, distances,
+    )  # fmt: skip
 
 
 @kernel
-def _grow_table(
-    slot_cell: Int32Array, slot_begin: Int64Array, slot_end: Int64Array
-) -> tuple[Int32Array, Int64Array, Int64Array]:
-    """The same hash table with twice as many slots."""
-    n_slots = 2 * len(slot_begin)
-    cell = np.empty((n_slots, 3), np.int32)
-    begin = np.full(n_slots, -1, np.int64)
-    end = np.empty(n_slots, np.int64)
-    for old in range(len(slot_begin)):
-        if slot_begin[old] >= 0:
-            x, y, z = slot_cell[old]
-            new = _find_slot(x, y, z, cell, begin)
-            cell[new] = slot_cell[old]
-            begin[new], end[new] = slot_begin[old], slot_end[old]
-    return cell, begin, end
-
-
-@kernel
-def _grow_blocks(
-    block: Float32Array,
-    block_segment: Int32Array,
-    block_bound: Float32Array,
-    used: int,
-    capacity: int,
-) -> tuple[Float32Array, Int32Array, Float32Array]:
-    """The same blocks with room for more."""
-    larger = np.empty((capacity, 7, _LANES), np.float32)
-    segment = np.empty((capacity, _LANES), np.int32)
-    bound = np.empty(capacity, np.float32)
-    larger[:used] = block[:used]
-    segment[:used] = block_segment[:used]
-    bound[:used] = block_bound[:used]
-    return larger, segment, bound
-
-
-@kernel
-def planar_road_edge_distances(
+def _planar_signed_distances(
     corners: Float32Array,
     valid: BoolArray,
     start: Float32Array,
@@ -517,13 +565,6 @@ def planar_road_edge_distances(
     polyline_offsets: Int64Array,
     distances: Float32Array,
 ) -> None:
-    """Fill `distances` of the evaluated agents, the rules of 2023: heights do not count.
-
-    Each polyline gives one signed distance, and the smallest absolute value of them is taken. A
-    corner exactly on the line of a segment, but past its end, has sign 0 and so distance 0 from
-    that polyline however far it is, and beats all others: so it was, and therefore every polyline
-    is evaluated here. Arguments as `road_edge_distances`.
-    """
     n_rollouts, n_agents, n_steps = distances.shape
     n_segments = len(square)
     squares = np.empty(n_segments, np.float32)
@@ -561,3 +602,19 @@ def planar_road_edge_distances(
                             result = sign * best
                     worst = max(worst, result)
                 distances[r, a, t] = worst
+
+
+def planar_road_edge_distances(
+    corners: Float32Array, valid: BoolArray, edges: RoadEdges, distances: Float32Array
+) -> None:
+    """Fill `distances` of the evaluated agents, the rules of 2023: heights do not count.
+
+    Each polyline gives one signed distance, and the smallest absolute value of them is taken. A
+    corner exactly on the line of a segment, but past its end, has sign 0 and so distance 0 from
+    that polyline however far it is, and beats all others: so it was, and therefore every polyline
+    is evaluated here. Arguments as `road_edge_distances`.
+    """
+    _planar_signed_distances(
+        corners, valid, edges.start, edges.delta, edges.square, edges.prior, edges.following,
+        edges.convex_before, edges.convex_after, edges.polyline_offsets, distances,
+    )  # fmt: skip
