@@ -307,7 +307,7 @@ class TestRefuses:
             score_scenario(scenario, log_rollouts(make_scenario()))
 
     def test_an_unknown_year(self, crossing):
-        with pytest.raises(WosacError, match="unknown challenge '2022' .*2025, 2024, 2023"):
+        with pytest.raises(WosacError, match=r"unknown challenge '2022' .*2025, 2024, 2023"):
             score_scenario(crossing, log_rollouts(crossing), "2022")
 
 

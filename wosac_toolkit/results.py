@@ -617,6 +617,7 @@ def _write_parquet(
 
 def write_findings(directory: Path, findings: Iterable[Finding]) -> None:
     """Write `findings.json`: what keeps a run from being finished."""
+    directory.mkdir(parents=True, exist_ok=True)
     rows = [dataclasses.asdict(finding) for finding in findings]
     with atomic_write(directory / "findings.json") as stream:
         stream.write(json.dumps(rows, indent=2).encode() + b"\n")

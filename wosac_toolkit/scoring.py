@@ -12,15 +12,16 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Literal, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -128,65 +129,113 @@ def score_dataset(
             What was scored is kept in `out`, and is not scored again once the input is repaired.
         WosacError: anything else that is wrong with the arguments or files.
     """
-    from wosac_toolkit.io.rollouts import index_rollouts, is_archive, iter_archive, rollout_files
-    from wosac_toolkit.io.scenarios import index_scenarios
-    from wosac_toolkit.io.tfrecord import find_shards
-
     challenge = get_challenge(challenge)
     if per_agent and out is None:
         raise WosacError("the rows of agents must be written to a folder", mend="give --out")
-    request = Request(
-        challenge=challenge.name,
-        engine="" if engine is official_metric else f"{engine.__module__}.{engine.__qualname__}",
+    if limit is not None and limit < 1:
+        raise WosacError(f"limit must be at least 1, not {limit}")
+    rules = _Rules(challenge, engine, n_rollouts, per_agent)
+    folder = None if out is None else Path(out)
+    if folder is not None and not overwrite and (folder / "summary.json").exists():
+        request = _request(rollouts, scenarios, rules, limit, scenario_ids, missing)
+        return ScoredDataset(
+            _finished(folder, request), results.read_scenes(folder), finished_before=True
+        )
+
+    n_processes = n_workers(workers, _rough_n_scenes(rollouts, limit))
+    # The workers start before anything is read, and load the kernels meanwhile.
+    with Crew(functools.partial(_score_task, rules), n_processes, _prepare) as crew:
+        request = _request(rollouts, scenarios, rules, limit, scenario_ids, missing)
+        work = _find_work(rollouts, scenarios, scenario_ids, limit, progress)
+        join = work.join
+        _refuse(join.findings(missing), folder)
+        with nullcontext() if folder is None else Journal(folder, request, overwrite) as journal:
+            with progress_bar(work.n_tasks, what="scoring", show=progress) as bar:
+                scored = _score(work, crew, journal, bar)
+            _refuse([*scored.findings(join.records), *join.findings(missing)], folder)
+            scenes = [scored.scenes[name] for name in join.records if name in scored.scenes]
+            if not scenes:
+                raise WosacError("no scene has rollouts", where=os.fspath(rollouts))
+            summary = results.summarise(
+                scenes,
+                request,
+                challenge,
+                n_scenarios_without_rollouts=len(join.without_rollouts),
+                n_rollouts_without_scenario=len(join.without_scenario),
+            )
+            if journal is not None and folder is not None:
+                results.write_run(folder, summary, scenes, journal if per_agent else None)
+                journal.discard()
+    return ScoredDataset(summary, scenes, n_kept=scored.n_kept)
+
+
+def _request(
+    rollouts: PathLike,
+    scenarios: ShardPath,
+    rules: _Rules,
+    limit: int | None,
+    scenario_ids: Collection[str] | None,
+    missing: str,
+) -> Request:
+    """The arguments of `score_dataset`, as far as the result depends on them."""
+    from wosac_toolkit.io.rollouts import rollout_files
+    from wosac_toolkit.io.tfrecord import find_shards
+
+    return Request(
+        challenge=rules.challenge.name,
+        engine=rules.engine_name,
         toolkit_version=__version__,
         rollouts=os.path.abspath(rollouts),
         rollouts_files=_hash_files(rollout_files(rollouts)),
         scenarios=absolute_path(scenarios),
         scenarios_files=_hash_files(find_shards(scenarios)),
-        n_rollouts=n_rollouts,
-        per_agent=per_agent,
+        n_rollouts=rules.n_rollouts,
+        per_agent=rules.per_agent,
         limit=limit,
         scenario_ids=None if scenario_ids is None else results.hash_lines(sorted(scenario_ids)),
         missing=missing,
     )
-    folder = None if out is None else Path(out)
-    if folder is not None and not overwrite and (summary := _finished(folder, request)):
-        return ScoredDataset(summary, results.read_scenes(folder), finished_before=True)
 
-    records = index_scenarios(scenarios, progress=progress)
-    join = _Join(_select(records, scenario_ids), selected=scenario_ids is not None)
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What there is to do.
+
+    Attributes:
+        join: of scenes and rollouts; of an archive, as far as its messages were taken.
+        tasks: the matches, to be taken once.
+        n_tasks: how many there are at most.
+        chunk_size: how many a worker gets at once at most.
+    """
+
+    join: _Join
     tasks: Iterator[_Task]
-    if streamed := is_archive(rollouts):
-        tasks, n_tasks = (
-            join.match((rollouts, one) for one in iter_archive(rollouts)),
-            len(join.records),
-        )
+    n_tasks: int
+    chunk_size: int
+
+
+def _find_work(
+    rollouts: PathLike,
+    scenarios: ShardPath,
+    scenario_ids: Collection[str] | None,
+    limit: int | None,
+    progress: bool,
+) -> _Work:
+    from wosac_toolkit.io.rollouts import index_rollouts, is_archive, iter_archive
+    from wosac_toolkit.io.scenarios import index_scenarios
+
+    index = index_scenarios(scenarios, progress=progress and sys.stderr.isatty())
+    records = _select(index, scenario_ids)
+    join = _Join(records, selected=scenario_ids is not None)
+    if is_archive(rollouts):
+        tasks = join.match((rollouts, message) for message in iter_archive(rollouts))
+        n_tasks, chunk_size = len(records), 1  # A task brings a megabyte or more along.
     else:
-        joined = join.in_order(index_rollouts(rollouts))
-        _refuse(join.findings(missing))
-        tasks, n_tasks = iter(joined), len(joined)
+        in_order = join.in_order(index_rollouts(rollouts))
+        tasks, n_tasks, chunk_size = iter(in_order), len(in_order), 8
     if limit is not None:
         tasks, n_tasks = islice(tasks, limit), min(limit, n_tasks)
-
-    rules = _Rules(challenge, engine, n_rollouts, per_agent)
-    with nullcontext() if folder is None else Journal(folder, request, overwrite) as journal:
-        with progress_bar(n_tasks, what="scoring", show=progress) as bar:
-            scored = _score(tasks, n_tasks, rules, journal, workers, streamed, bar)
-        _refuse([*scored.findings(join.records), *join.findings(missing)], folder)
-        scenes = [scored.scenes[name] for name in join.records if name in scored.scenes]
-        if not scenes:
-            raise WosacError("no scene has rollouts", where=os.fspath(rollouts))
-        summary = results.summarise(
-            scenes,
-            request,
-            challenge,
-            n_scenarios_without_rollouts=len(join.without_rollouts),
-            n_rollouts_without_scenario=len(join.without_scenario),
-        )
-        if journal is not None and folder is not None:
-            results.write_run(folder, summary, scenes, journal if per_agent else None)
-            journal.discard()
-    return ScoredDataset(summary, scenes, n_kept=scored.n_kept)
+    return _Work(join, tasks, n_tasks, chunk_size)
 
 
 @dataclass(slots=True)
@@ -209,19 +258,16 @@ class _Progress:
 
 
 def _score(
-    tasks: Iterable[_Task],
-    n_tasks: int,
-    rules: _Rules,
+    work: _Work,
+    crew: Crew[_Task, _Scored | list[Finding]],
     journal: Journal | None,
-    workers: int | None,
-    streamed: bool,
-    bar: tqdm[object],
+    bar: tqdm[NoReturn],
 ) -> _Progress:
     """Score the tasks whose results the journal does not hold, and add theirs to it."""
     done = _Progress()
 
     def unfinished() -> Iterator[_Task]:
-        for task in tasks:
+        for task in work.tasks:
             result = None if journal is None else journal.find(task.scenario_id, task.stamp)
             if result is None:
                 yield task
@@ -231,26 +277,27 @@ def _score(
             # The bar is about what is scored now, and so are its rate and remaining time.
             bar.total = (bar.total or 1) - 1
 
-    n_left = n_tasks - (0 if journal is None else len(journal))
-    n_processes = n_workers(workers, n_left)
-    outcomes = map_processes(
-        functools.partial(_score_task, rules),
-        unfinished(),
-        workers=n_processes,
-        # Messages of an archive are large; of other tasks a worker gets some at once, but not so
-        # many that another has nothing to do.
-        chunk_size=1 if streamed else max(1, min(8, n_left // (4 * n_processes))),
-    )
-    with closing(outcomes):
-        for task, outcome in outcomes:
-            bar.update()
-            if not isinstance(outcome, _Scored):
-                done.failed[task.scenario_id] = outcome
-                continue
-            done.scenes[task.scenario_id] = outcome.result
-            if journal is not None:
-                journal.append(outcome.result, task.stamp, outcome.agents)
+    # So many that messages do not cost time, so few that no worker waits for the last.
+    chunk_size = max(1, min(work.chunk_size, work.n_tasks // (4 * len(crew))))
+    for task, outcome in crew.map(unfinished(), chunk_size):
+        bar.update()
+        if not isinstance(outcome, _Scored):
+            done.failed[task.scenario_id] = outcome
+            continue
+        done.scenes[task.scenario_id] = outcome.result
+        if journal is not None:
+            journal.append(outcome.result, task.stamp, outcome.agents)
     return done
+
+
+def _rough_n_scenes(rollouts: PathLike, limit: int | None) -> int:
+    """How many scenes there may be, from the size of files that nobody has looked into yet."""
+    path = Path(rollouts)
+    files = [path] if path.is_file() else path.glob("*") if path.is_dir() else []
+    n_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    # 32 rollouts of 25 objects are 1 MB.
+    n_scenes = n_bytes >> 20
+    return n_scenes if limit is None else min(limit, n_scenes)
 
 
 def _hash_files(files: Iterable[Path]) -> str:
@@ -264,14 +311,12 @@ def _stamp(file: PathLike) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def _finished(folder: Path, request: Request) -> Summary | None:
-    """The summary of the same run, finished before; None where nothing has finished here.
+def _finished(folder: Path, request: Request) -> Summary:
+    """The summary of the same run, finished before.
 
     Raises:
-        WosacError: a run that was asked for something else.
+        WosacError: the finished run was asked for something else.
     """
-    if not (folder / "summary.json").exists():
-        return None
     summary = results.read_summary(folder)
     if differences := summary.request.differences(request):
         raise WosacError(
@@ -362,7 +407,7 @@ class _Join:
             else:
                 places[scenario_id] = ref.where
                 record = self.records[scenario_id]
-                yield _Task(record, ref, f"{stamp(file)} {stamp(record.path)}")
+                yield _Task(record, ref, f"{stamp(os.fspath(file))} {stamp(record.path)}")
         self.without_rollouts = [s for s in self.records if s not in places]
 
     def findings(self, missing: str) -> list[Finding]:
@@ -385,30 +430,35 @@ class _Join:
         ]
 
 
-_SUMMARIES = {
-    "duplicate_rollouts": "scenarios with rollouts more than once",
-    "no_rollouts": "scenarios without rollouts",
-    "no_scenario": "rollouts without scenario",
+_KINDS = {
+    "duplicate_rollouts": "with rollouts more than once",
+    "no_rollouts": "without rollouts",
+    "no_scenario": "with rollouts but not in the scenario files",
 }
 
 
-def _refuse(findings: Sequence[Finding], folder: Path | None = None) -> None:
+def _refuse(findings: Sequence[Finding], folder: Path | None) -> None:
     """Raise the findings, where there are any, as one error; `folder` gets a list of them all."""
     if not findings:
         return
     kinds: dict[str, dict[str, None]] = {}
     for finding in findings:
-        kind = _SUMMARIES.get(finding.code, "scenarios that cannot be scored")
+        kind = _KINDS.get(finding.code, "that cannot be scored")
         kinds.setdefault(kind, {})[finding.scenario_id] = None
-    what = "; ".join(f"{len(ids)} {kind} ({some_ids(ids)})" for kind, ids in kinds.items())
-    codes = {finding.code for finding in findings}
-    mend = ""
-    if codes <= {"no_rollouts", "no_scenario"}:
-        mend = "--missing intersect scores those that have both"
-    elif folder is not None:
+    mends = []
+    if {finding.code for finding in findings} <= {"no_rollouts", "no_scenario"}:
+        mends.append("--missing intersect scores those that have both")
+    if folder is not None:
         results.write_findings(folder, findings)
-        mend = f"all findings: {folder / 'findings.json'}; what is scored is kept there"
-    raise ScoringError(what, mend=mend, findings=findings)
+        mends.append(f"{folder / 'findings.json'} lists all findings")
+    raise ScoringError(
+        "; ".join(
+            f"{len(ids)} scenario{'' if len(ids) == 1 else 's'} {kind} ({some_ids(ids)})"
+            for kind, ids in kinds.items()
+        ),
+        mend="; ".join(mends),
+        findings=findings,
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -423,6 +473,13 @@ class _Rules:
     engine: Engine
     n_rollouts: int | None
     per_agent: bool
+
+    @property
+    def engine_name(self) -> str:
+        """Empty for the toolkit's own metric."""
+        if self.engine is official_metric:
+            return ""
+        return f"{self.engine.__module__}.{self.engine.__qualname__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,6 +517,12 @@ def _score_task(rules: _Rules, task: _Task) -> _Scored | list[Finding]:
     return [Finding(code, what, task.scenario_id, file="" if where in what else where)]
 
 
+def _prepare() -> None:
+    """Import what every task needs, numba above all."""
+    from wosac_toolkit import metric  # noqa: F401
+    from wosac_toolkit.io import rollouts, scenarios  # noqa: F401
+
+
 def _origin(error: BaseException) -> str:
     """The line of code that raised an error."""
     traceback = error.__traceback__
@@ -471,9 +534,9 @@ def _origin(error: BaseException) -> str:
     return f"[{Path(code.co_filename).name}:{traceback.tb_lineno} in {code.co_name}]"
 
 
-def progress_bar(total: int, *, what: str, show: bool = True) -> tqdm[object]:
+def progress_bar(total: int, *, what: str, show: bool = True) -> tqdm[NoReturn]:
     """A bar on stderr that counts scenes, with their rate and the remaining time."""
-    return tqdm(
+    bar: tqdm[NoReturn] = tqdm(
         total=total,
         unit=" scenes",
         desc=what,
@@ -482,6 +545,7 @@ def progress_bar(total: int, *, what: str, show: bool = True) -> tqdm[object]:
         # A log file gets a line every ten seconds, not ten a second.
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
     )
+    return bar
 
 
 # --------------------------------------------------------------------------------------------------
@@ -512,6 +576,101 @@ def n_cpus() -> int:
     return os.cpu_count() or 1
 
 
+class Crew(Generic[Task, Result]):
+    """Processes of one thread each that apply a function to tasks.
+
+    A worker gets its next chunk when it has answered the last, so that neither tasks nor results
+    queue up, however many there are, and no pipe can fill from both ends; meanwhile a chunk a
+    worker is read ahead. The workers end with the block, and by themselves if this process is
+    killed.
+
+    >>> with Crew(operator.neg, workers=2) as crew:  # doctest: +SKIP
+    ...     for task, result in crew.map(range(10)):
+    ...         print(task, result)
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Task], Result],
+        workers: int,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        """Start the workers.
+
+        Args:
+            function: can be pickled, and so can its results; must not raise.
+            workers: how many processes; with 1, `function` runs in this process.
+            prepare: what a worker calls before its first task, at best before there is one.
+        """
+        self._function = function
+        self._workers: list[_Worker[Task, Result]] = []
+        try:
+            for _ in range(workers if workers > 1 else 0):
+                self._workers.append(_start_worker(function, prepare))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Crew[Task, Result]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, whatever they are at."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+            worker.connection.close()
+        self._workers = []
+
+    def __len__(self) -> int:
+        return max(1, len(self._workers))
+
+    def map(self, tasks: Iterable[Task], chunk_size: int = 1) -> Iterator[tuple[Task, Result]]:
+        """Apply the function.
+
+        Args:
+            tasks: read as they are needed; `str` of one names it in messages.
+            chunk_size: tasks that a worker gets at a time.
+
+        Yields:
+            (task, result), in the order in which they are ready.
+
+        Raises:
+            WosacError: a worker died.
+        """
+        if not self._workers:
+            for task in tasks:
+                yield task, self._function(task)
+            return
+        remaining = iter(tasks)
+        ahead: deque[list[Task]] = deque()
+        for worker in self._workers:
+            if chunk := list(islice(remaining, chunk_size)):
+                _send(worker, chunk)
+        while busy := [worker for worker in self._workers if worker.tasks]:
+            while len(ahead) < len(busy) and not _ready(busy, timeout=0):
+                if not (chunk := list(islice(remaining, chunk_size))):
+                    break
+                ahead.append(chunk)
+            for worker in _ready(busy, timeout=None):
+                result = _receive(worker)
+                done = worker.tasks.popleft()
+                if not worker.tasks:
+                    chunk = ahead.popleft() if ahead else list(islice(remaining, chunk_size))
+                    if chunk:
+                        _send(worker, chunk)
+                yield done, result
+
+
 @dataclass(eq=False, slots=True)
 class _Worker(Generic[Task, Result]):
     """A process and the tasks that it has not answered yet."""
@@ -521,89 +680,21 @@ class _Worker(Generic[Task, Result]):
     tasks: deque[Task] = field(default_factory=deque)
 
 
-def map_processes(
-    function: Callable[[Task], Result],
-    tasks: Iterable[Task],
-    *,
-    workers: int,
-    chunk_size: int = 1,
-) -> Generator[tuple[Task, Result], None, None]:
-    """Apply a function to tasks in processes of one thread each.
-
-    A worker gets its next chunk when it has answered the last, so that neither tasks nor results
-    queue up, however many there are, and no pipe can fill from both ends; meanwhile a chunk a
-    worker is read ahead. Workers end with the generator, and by themselves if this process is
-    killed.
-
-    Args:
-        function: can be pickled, and so can its results; must not raise.
-        tasks: read as they are needed; `str` of one names it in messages.
-        workers: how many processes; with 1, `function` runs in this process.
-        chunk_size: tasks that a worker gets at a time.
-
-    Yields:
-        (task, result), in the order in which they are ready.
-
-    Raises:
-        WosacError: a worker died.
-    """
-    if workers == 1:
-        for task in tasks:
-            yield task, function(task)
-    else:
-        yield from _map_crew(function, iter(tasks), workers, chunk_size)
-
-
-def _map_crew(
-    function: Callable[[Task], Result], tasks: Iterator[Task], workers: int, chunk_size: int
-) -> Generator[tuple[Task, Result], None, None]:
-    ahead: deque[list[Task]] = deque()
-    crew: list[_Worker[Task, Result]] = []
-    try:
-        while len(crew) < workers and (chunk := list(islice(tasks, chunk_size))):
-            crew.append(_start_worker(function))
-            _send(crew[-1], chunk)
-        while crew:
-            while len(ahead) < workers and not _ready(crew, timeout=0):
-                if not (chunk := list(islice(tasks, chunk_size))):
-                    break
-                ahead.append(chunk)
-            for worker in _ready(crew, timeout=None):
-                try:
-                    result = worker.connection.recv()
-                except (EOFError, OSError):
-                    raise _death(worker) from None
-                done = worker.tasks.popleft()
-                if not worker.tasks:
-                    chunk = ahead.popleft() if ahead else list(islice(tasks, chunk_size))
-                    if chunk:
-                        _send(worker, chunk)
-                    else:
-                        crew.remove(worker)
-                        worker.connection.close()
-                        worker.process.join()
-                yield done, result
-    finally:
-        for worker in crew:
-            worker.process.terminate()
-        for worker in crew:
-            worker.process.join()
-            worker.connection.close()
-
-
 def _ready(
-    crew: Sequence[_Worker[Task, Result]], timeout: float | None
+    workers: Sequence[_Worker[Task, Result]], timeout: float | None
 ) -> list[_Worker[Task, Result]]:
     """The workers that have answered, or died."""
-    ready = wait([worker.connection for worker in crew], timeout)
-    return [worker for worker in crew if worker.connection in ready]
+    ready = wait([worker.connection for worker in workers], timeout)
+    return [worker for worker in workers if worker.connection in ready]
 
 
-def _start_worker(function: Callable[[Task], Result]) -> _Worker[Task, Result]:
+def _start_worker(
+    function: Callable[[Task], Result], prepare: Callable[[], object] | None
+) -> _Worker[Task, Result]:
     # A forked process would inherit locks and threads of whatever this one has loaded.
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, function), daemon=True)
+    process = context.Process(target=_work, args=(theirs, function, prepare), daemon=True)
     with _keyboard_interrupt_held():
         process.start()
     theirs.close()
@@ -634,6 +725,13 @@ def _send(worker: _Worker[Task, Result], chunk: list[Task]) -> None:
         raise _death(worker) from None
 
 
+def _receive(worker: _Worker[Task, Result]) -> Result:
+    try:
+        return worker.connection.recv()
+    except (EOFError, OSError):
+        raise _death(worker) from None
+
+
 def _death(worker: _Worker[Task, Result]) -> WosacError:
     worker.process.join(timeout=5)
     code = worker.process.exitcode
@@ -649,9 +747,15 @@ def _death(worker: _Worker[Task, Result]) -> WosacError:
     return WosacError(f"a worker process {how}", where=str(worker.tasks[0]), mend=mend)
 
 
-def _work(connection: Connection[Result, list[Task]], function: Callable[[Task], Result]) -> None:
+def _work(
+    connection: Connection[Result, list[Task]],
+    function: Callable[[Task], Result],
+    prepare: Callable[[], object] | None,
+) -> None:
     """What a worker process does: answer chunks of tasks one by one, until the pipe is closed."""
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+    if prepare is not None:
+        prepare()
     try:
         while True:
             for task in connection.recv():

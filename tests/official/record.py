@@ -53,7 +53,7 @@ def to_proto(scenario_id: str, object_ids: np.ndarray, states: np.ndarray):
                 object_id=int(object_id), center_x=s[:, 0], center_y=s[:, 1], center_z=s[:, 2],
                 heading=s[:, 3],
             )
-            for object_id, s in zip(object_ids, joint)
+            for object_id, s in zip(object_ids, joint, strict=True)
         ]  # fmt: skip
         joint_scenes.append(
             sim_agents_submission_pb2.JointScene(simulated_trajectories=trajectories)
