@@ -529,15 +529,14 @@ def test_synth_does_not_mix_with_other_scenes(scenes: Path) -> None:
 def test_warmup_clears_the_cache_of_this_package_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wosac_toolkit import metric
-    from wosac_toolkit.cli import warmup
+    from wosac_toolkit import warmup
 
     mine = [tmp_path / "kernel.nbi", tmp_path / "kernel.1.nbc"]
     for path in mine:
         path.touch()
     called = []
     monkeypatch.setattr(warmup, "cache_files", lambda: [path for path in mine if path.exists()])
-    monkeypatch.setattr(metric, "warmup", lambda: called.append(True), raising=False)
+    monkeypatch.setattr(warmup, "warm_up", lambda: called.append(True))
     result = wosac("warmup")
     assert result.exit_code == 0, result.output
     assert all(path.exists() for path in mine)
@@ -548,7 +547,7 @@ def test_warmup_clears_the_cache_of_this_package_alone(
 
 
 def test_the_cache_files_are_those_of_our_kernels(rollouts: Path) -> None:
-    from wosac_toolkit.cli.warmup import cache_files
+    from wosac_toolkit.warmup import cache_files
 
     assert wosac("score", rollouts, "--limit", 1, "--workers", 1).exit_code == 0
     files = cache_files()

@@ -17,8 +17,8 @@ from wosac_toolkit import (
     compute_features,
     score_scenario,
 )
-from wosac_toolkit.challenge import get_challenge
-from wosac_toolkit.metric import METRIC_FIELDS, bucket_metrics
+from wosac_toolkit.challenge import METRIC_FIELDS, get_challenge
+from wosac_toolkit.metric import bucket_metrics
 from wosac_toolkit.scenario import ObjectType
 
 YEARS = sorted(CHALLENGES)

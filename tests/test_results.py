@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -15,12 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wosac_toolkit import metric
-from wosac_toolkit.challenge import CHALLENGES, get_challenge
+from wosac_toolkit.challenge import CHALLENGES, METRIC_FIELDS, get_challenge
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.results import (
     AGENT_SCHEMA,
     BUCKET_SOURCES,
-    METRIC_FIELDS,
     SCORE_FIELDS,
     SCORE_SCHEMA,
     Journal,
@@ -86,9 +86,10 @@ def agents(*object_ids: int) -> dict[str, list[Any]]:
 # The schema
 
 
-def test_the_fields_are_those_of_the_metric_in_its_order() -> None:
-    assert METRIC_FIELDS == metric.METRIC_FIELDS
-    assert tuple(BUCKET_SOURCES) == metric.BUCKET_FIELDS
+def test_every_field_is_one_of_a_score() -> None:
+    names = [field.name for field in dataclasses.fields(metric.ScenarioScore)]
+    assert tuple(names[2 : 2 + len(METRIC_FIELDS)]) == METRIC_FIELDS
+    assert all(hasattr(metric.ScenarioScore, name) for name in BUCKET_SOURCES)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -205,6 +205,33 @@ CHALLENGES: dict[str, Challenge] = {
 }
 
 
+#: The components by name, in the official order; every version has these or fewer.
+COMPONENTS = tuple(component.name for component in CHALLENGES["2025"].components)
+
+#: The fields of `SimAgentMetrics` but for the scenario id, in its order.
+METRIC_FIELDS = (
+    "metametric",
+    "average_displacement_error",
+    "min_average_displacement_error",
+    *(f"{name}_likelihood" for name in COMPONENTS),
+    "simulated_collision_rate",
+    "simulated_offroad_rate",
+    "simulated_traffic_light_violation_rate",
+)
+
+#: The fields of `SimAgentsBucketedMetrics`, as the leaderboard shows them.
+BUCKET_FIELDS = (
+    "realism_meta_metric",
+    "kinematic_metrics",
+    "interactive_metrics",
+    "map_based_metrics",
+    "min_ade",
+    "simulated_collision_rate",
+    "simulated_offroad_rate",
+    "simulated_traffic_light_violation_rate",
+)
+
+
 def get_challenge(challenge: str | int | Challenge) -> Challenge:
     """The version called `challenge` ("2025", 2024, ...); a `Challenge` is returned as it is.
 

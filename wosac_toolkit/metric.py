@@ -7,7 +7,7 @@ from math import isfinite, nan
 
 import numpy as np
 
-from wosac_toolkit.challenge import Challenge, get_challenge
+from wosac_toolkit.challenge import BUCKET_FIELDS, METRIC_FIELDS, Challenge, get_challenge
 from wosac_toolkit.errors import RolloutsError
 from wosac_toolkit.features import (
     Features,
@@ -25,38 +25,6 @@ from wosac_toolkit.likelihood import (
 )
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Float64Array, Int8Array, Int64Array, Scenario
-
-#: The official fields of a scene's score, in the order of `SimAgentMetrics`.
-METRIC_FIELDS = (
-    "metametric",
-    "average_displacement_error",
-    "min_average_displacement_error",
-    "linear_speed_likelihood",
-    "linear_acceleration_likelihood",
-    "angular_speed_likelihood",
-    "angular_acceleration_likelihood",
-    "distance_to_nearest_object_likelihood",
-    "collision_indication_likelihood",
-    "time_to_collision_likelihood",
-    "distance_to_road_edge_likelihood",
-    "offroad_indication_likelihood",
-    "traffic_light_violation_likelihood",
-    "simulated_collision_rate",
-    "simulated_offroad_rate",
-    "simulated_traffic_light_violation_rate",
-)
-
-#: The fields of `SimAgentsBucketedMetrics`, as the leaderboard shows them.
-BUCKET_FIELDS = (
-    "realism_meta_metric",
-    "kinematic_metrics",
-    "interactive_metrics",
-    "map_based_metrics",
-    "min_ade",
-    "simulated_collision_rate",
-    "simulated_offroad_rate",
-    "simulated_traffic_light_violation_rate",
-)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from wosac_toolkit.challenge import CHALLENGES, Challenge
+from wosac_toolkit.challenge import BUCKET_FIELDS, COMPONENTS, METRIC_FIELDS, Challenge
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.io.files import atomic_write
 
@@ -41,32 +41,18 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-COMPONENTS = tuple(component.name for component in CHALLENGES["2025"].components)
-"""The components of the metric, in the official order; every version has these or fewer."""
+BUCKET_COLUMNS = ("kinematic_metrics", "interactive_metrics", "map_based_metrics")
+"""The bucket fields that are no metric fields under another name."""
 
-METRIC_FIELDS = (
-    "metametric",
-    "average_displacement_error",
-    "min_average_displacement_error",
-    *(f"{name}_likelihood" for name in COMPONENTS),
-    "simulated_collision_rate",
-    "simulated_offroad_rate",
-    "simulated_traffic_light_violation_rate",
-)
-"""The fields of the official `SimAgentMetrics` but for the scenario id."""
-
-BUCKET_FIELDS = ("kinematic_metrics", "interactive_metrics", "map_based_metrics")
-"""The fields of the official `SimAgentsBucketedMetrics` that are none of `METRIC_FIELDS`."""
-
-SCORE_FIELDS = METRIC_FIELDS + BUCKET_FIELDS
+SCORE_FIELDS = METRIC_FIELDS + BUCKET_COLUMNS
 
 BUCKET_SOURCES = {
-    "realism_meta_metric": "metametric",
-    **{name: name for name in BUCKET_FIELDS},
-    "min_ade": "min_average_displacement_error",
-    **{name: name for name in METRIC_FIELDS if name.startswith("simulated_")},
+    name: {"realism_meta_metric": "metametric", "min_ade": "min_average_displacement_error"}.get(
+        name, name
+    )
+    for name in BUCKET_FIELDS
 }
-"""Field of `SimAgentsBucketedMetrics` -> the column of `scores.parquet` that it is the mean of."""
+"""Bucket field -> the column of `scores.parquet` that it is the mean of."""
 
 COUNT_FIELDS = ("n_rollouts", "n_sim_agents", "n_evaluated_agents")
 AGENT_RATES = (

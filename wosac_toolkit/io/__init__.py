@@ -1,0 +1,1 @@
+"""Bytes to scenes and rollouts, and back."""
