@@ -32,7 +32,7 @@ format: $(INSTALLED)
 
 # Record the official scorers' results on synthetic scenes in tests/official. The official packages
 # pin TensorFlow 2.13 and get an environment of their own; the older releases' metric code runs on
-# the same TensorFlow, from a folder each. The messages of 2023 need protobuf's Python back end.
+# the same TensorFlow, from a folder each.
 ORACLE := .venv-oracle
 RELEASES := $(ORACLE)/releases
 $(ORACLE)/.installed:
@@ -46,8 +46,7 @@ $(ORACLE)/.installed:
 oracle: $(INSTALLED) $(ORACLE)/.installed
 	$(BIN)/python tests/official/make_bundles.py
 	for year in 2025 2024 2023; do \
-	  PYTHONPATH=$(RELEASES)/$$year PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python \
-	    $(ORACLE)/bin/python tests/official/record.py $$year || exit 1; \
+	  PYTHONPATH=$(RELEASES)/$$year $(ORACLE)/bin/python tests/official/record.py $$year || exit 1; \
 	done
 
 clean:

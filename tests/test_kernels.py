@@ -128,8 +128,9 @@ def test_distance_to_the_nearest_object(seed, origin, rounding):
     assert same(corners, np.concatenate([dense[..., 0], dense[..., 1]], axis=-1))
 
     got = np.empty((len(x), 5, heading.shape[1]), F)
+    radius = np.hypot(length, width) / F(2)
     nearest_object.nearest_object_distances(
-        x, y, corners, np.hypot(length, width) / F(2), shrinking, valid, F(0.05), got
+        x, y, heading, core_length, core_width, shrinking, radius, valid, F(0.05), got
     )
     for r in range(len(x)):
         expected = oracle.nearest_object_distances(dense[r], shrinking, valid, 5)
@@ -141,10 +142,10 @@ def test_distance_to_the_nearest_object(seed, origin, rounding):
 def test_distance_of_an_agent_that_is_alone_is_the_official_sentinel():
     x = np.zeros((1, 1, 2), F)
     got = np.empty((1, 1, 1), F)
+    ones = np.ones(2, F)
     nearest_object.nearest_object_distances(
-        x, x, np.zeros((1, 1, 2, 8), F), np.ones(2, F), np.zeros(2, F),
-        np.array([[True, False]]), F(0), got,
-    )  # fmt: skip
+        x, x, x, ones, ones, ones, ones, np.array([[True, False]]), F(0), got
+    )
     assert got == F(1e10)
 
 

@@ -18,7 +18,9 @@ from wosac_toolkit import (
     score_scenario,
 )
 from wosac_toolkit.challenge import METRIC_FIELDS, get_challenge
-from wosac_toolkit.metric import bucket_metrics
+from wosac_toolkit.features import logged_features, prepare_scene
+from wosac_toolkit.likelihood import count_log
+from wosac_toolkit.metric import bucket_metrics, leave_one_out
 from wosac_toolkit.scenario import ObjectType
 
 YEARS = sorted(CHALLENGES)
@@ -237,6 +239,45 @@ class TestAgents:
         assert score.agents.object_ids.tolist() == [10, 12, 14]
         assert score.n_sim_agents == 5
         assert score.n_evaluated_agents == 3
+
+
+class TestLeaveOneOut:
+    def prepared(self, scenario, year="2025"):
+        scene = prepare_scene(scenario, year)
+        return scene, count_log(logged_features(scene), scene.challenge)
+
+    @pytest.mark.parametrize("year", YEARS)
+    @pytest.mark.parametrize("n_rollouts", [2, 7])
+    def test_is_what_rescoring_without_each_rollout_gives(self, crossing, year, n_rollouts):
+        rollouts = log_rollouts(crossing, n_rollouts, noise=0.03)
+        rollouts.states[0, 1, 40, :2] = rollouts.states[0, 0, 40, :2]  # one collision
+        result = leave_one_out(*self.prepared(crossing, year), rollouts)
+        for i in range(n_rollouts):
+            others = replace(rollouts, states=np.delete(rollouts.states, i, axis=0))
+            rescored = score_scenario(crossing, others, year)
+            assert result.metametric[i] == pytest.approx(rescored.metametric, abs=1e-12)
+            for field, values in result.likelihoods.items():
+                assert values[i] == pytest.approx(rescored.metrics()[field], abs=1e-12)
+
+    def test_comes_with_the_score_of_all(self, crossing):
+        rollouts = log_rollouts(crossing, 5, noise=0.03)
+        result = leave_one_out(*self.prepared(crossing), rollouts)
+        assert result.score.metrics() == score_scenario(crossing, rollouts).metrics()
+
+    def test_leaving_the_only_collision_out_helps(self, crossing):
+        rollouts = log_rollouts(crossing, 6)
+        rollouts.states[4, 1, 40, :2] = rollouts.states[4, 0, 40, :2]
+        result = leave_one_out(*self.prepared(crossing), rollouts)
+        assert result.likelihoods["collision_indication_likelihood"].argmax() == 4
+
+    def test_of_an_unscorable_scene_is_not_a_number(self, make_scenario):
+        scenario = make_scenario(object_types=[ObjectType.PEDESTRIAN] * 3)
+        result = leave_one_out(*self.prepared(scenario), log_rollouts(scenario))
+        assert np.isnan(result.metametric).all()
+
+    def test_of_one_rollout_is_refused(self, crossing):
+        with pytest.raises(RolloutsError, match="single rollout"):
+            leave_one_out(*self.prepared(crossing), log_rollouts(crossing, 1))
 
 
 class TestRefuses:

@@ -298,12 +298,10 @@ def _features(
     core_length, core_width, shrinking = nearest_object.shrunken_boxes(
         length, width, challenge.corner_rounding
     )
-    cores = np.empty((n_rollouts, n_steps, n_agents, 8), np.float32)
-    boxes.box_corners(x, y, heading, core_length, core_width, cores)
     distance = np.empty(shape, np.float32)
     nearest_object.nearest_object_distances(
-        x, y, cores, np.hypot(length, width) / np.float32(2), shrinking, valid, scene.margin,
-        distance,
+        x, y, heading, core_length, core_width, shrinking, np.hypot(length, width) / np.float32(2),
+        valid, scene.margin, distance,
     )  # fmt: skip
 
     time = np.empty(shape, np.float32)

@@ -184,19 +184,89 @@ def score_rollouts(
     scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int = 1
 ) -> ScenarioScore:
     """Score rollouts of a prepared scene whose log is counted; see `score_scenario`."""
+    simulated = _checked_features(scene, rollouts, threads)
+    counts = count_simulation(simulated, logged, scene.challenge)
+    return _score(scene, logged, simulated, counts)
+
+
+def _checked_features(scene: PreparedScene, rollouts: Rollouts, threads: int) -> Features:
+    """The features of rollouts whose states are all finite."""
     if not np.isfinite(rollouts.states.min(initial=0.0) + rollouts.states.max(initial=0.0)):
         raise RolloutsError(
             "a simulated state is not finite",
             where=f"scenario {scene.scenario_id}",
-            mend="`wosac validate` names rollout and object",
+            mend="`check_rollouts` names rollout and object",
         )
-    simulated = simulated_features(scene, rollouts, threads)
-    return _score(scene, logged, simulated)
+    return simulated_features(scene, rollouts, threads)
 
 
-def _score(scene: PreparedScene, logged: LoggedCounts, simulated: Features) -> ScenarioScore:
+@dataclass(frozen=True, eq=False, slots=True)
+class LeaveOneOut:
+    """What a set of R rollouts scores without each of them: a statistic of how much each helps.
+
+    Attributes:
+        score: the score of all rollouts.
+        metametric: float64 [R], the meta-metric of the R - 1 others.
+        likelihoods: field of `SimAgentMetrics` -> float64 [R], the same of each component.
+    """
+
+    score: ScenarioScore
+    metametric: Float64Array
+    likelihoods: dict[str, Float64Array]
+
+
+def leave_one_out(
+    scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int = 1
+) -> LeaveOneOut:
+    """Score a set of at least two rollouts, and the set without each one.
+
+    The features of a rollout do not depend on the other rollouts, and the likelihoods depend on
+    counts over rollouts alone, so each subset is a subtraction away; scoring the subsets one by one
+    gives the same numbers.
+
+    Raises:
+        RolloutsError: see `score_rollouts`; or there is only one rollout.
+    """
+    if rollouts.n_rollouts < 2:
+        raise RolloutsError(
+            "a single rollout cannot be left out", where=f"scenario {scene.scenario_id}"
+        )
+    simulated = _checked_features(scene, rollouts, threads)
+    counts = count_simulation(simulated, logged, scene.challenge)
+    metametric = np.zeros(rollouts.n_rollouts)
+    likelihoods = {}
+    for component in scene.challenge.components:
+        each = counts[component.name]
+        sums = log_likelihood_sums(
+            each.sum(axis=0) - each,
+            logged.counts[component.name],
+            component.estimator.pseudocount,
+        )
+        value = _likelihood(sums, logged.counts[component.name])
+        likelihoods[component.field] = value
+        metametric += component.weight * value
+    return LeaveOneOut(_score(scene, logged, simulated, counts), metametric, likelihoods)
+
+
+def _likelihood(sums: Float64Array, log_counts: Int64Array) -> Float64Array:
+    """Likelihood [...] from log-likelihoods summed over each agent's steps [..., E].
+
+    All agents' steps weigh the same; NaN where there are none.
+    """
+    n = log_counts.sum()
+    if n == 0:
+        return np.full(sums.shape[:-1], nan)
+    result: Float64Array = np.exp(sums.sum(axis=-1) / n)
+    return result
+
+
+def _score(
+    scene: PreparedScene,
+    logged: LoggedCounts,
+    simulated: Features,
+    counts: dict[str, Int64Array],
+) -> ScenarioScore:
     challenge = scene.challenge
-    counts = count_simulation(simulated, logged, challenge)
     likelihoods: dict[str, float] = {}
     per_agent: dict[str, Float64Array] = {}
     steps: dict[str, Int64Array] = {}
@@ -209,10 +279,8 @@ def _score(scene: PreparedScene, logged: LoggedCounts, simulated: Features) -> S
         n = log_counts.sum(axis=1)
         steps[component.name] = n
         per_agent[component.name] = np.divide(sums, n, out=np.full(len(n), nan), where=n > 0)
-        total = int(n.sum())
-        value = float(np.exp(sums.sum() / total)) if total else nan
-        likelihoods[component.field] = value
-        metametric += component.weight * value
+        likelihoods[component.field] = float(_likelihood(sums, log_counts))
+        metametric += component.weight * likelihoods[component.field]
 
     valid = logged.valid
     collided = indications(simulated.collision_per_step, valid)

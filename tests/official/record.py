@@ -15,6 +15,9 @@ from pathlib import Path
 
 # Without oneDNN's fused matrix products, whose last bit depends on the processor.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+# The message classes of 2023 are too old for protobuf's compiled back end.
+if sys.argv[1:] == ["2023"]:
+    os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 
 import numpy as np
 from google.protobuf import text_format

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from wosac_toolkit.kernels.boxes import write_corners
 from wosac_toolkit.kernels.float32 import EXTREMELY_LARGE_DISTANCE, ONE, TWO, ZERO
-from wosac_toolkit.kernels.jit import kernel
+from wosac_toolkit.kernels.jit import inlined, kernel
 from wosac_toolkit.scenario import BoolArray, Float32Array
 
 _INFINITY = np.float32(np.inf)
-# Which corner of either box each vertex of the Minkowski polygon comes from.
-_REPEAT_FIRST = np.array([0, 0, 1, 1, 2, 2, 3, 3])
-_ADVANCE_FIRST = np.array([0, 1, 1, 2, 2, 3, 3, 0])
+_INFINITY_BITS = _INFINITY.view(np.int32)
 
 
 def shrunken_boxes(
@@ -36,15 +35,13 @@ def shrunken_boxes(
     return length - TWO * shrinking, width - TWO * shrinking, shrinking
 
 
-@kernel
-def core_distance(
-    a: Float32Array, b: Float32Array, px: Float32Array, py: Float32Array, d: Float32Array
-) -> float:
+@inlined
+def core_distance(a: Float32Array, b: Float32Array, px: Float32Array, py: Float32Array) -> float:
     """Signed distance of two rectangles, negative where they overlap.
 
     Args:
         a, b: float32 [8], four x then four y of the corners, counter-clockwise.
-        px, py, d: float32 [9], [9] and [16], scratch.
+        px, py: float32 [17], scratch.
     """
     # The polygon starts at the lowest vertex of `a` and of `-b`, that is the highest of `b`.
     low_a = 0
@@ -62,46 +59,47 @@ def core_distance(
     bx, by = b[high_b] - b[i], b[4 + high_b] - b[4 + i]
     norm = np.sqrt(bx * bx + by * by)
     bx, by = bx / norm, by / norm
-    a_first = ax * by - ay * bx >= ZERO
-    for k in range(8):
-        if a_first:
-            i = (_ADVANCE_FIRST[k] + low_a) & 3
-            j = (_REPEAT_FIRST[k] + high_b) & 3
-        else:
-            i = (_REPEAT_FIRST[k] + low_a) & 3
-            j = (_ADVANCE_FIRST[k] + high_b) & 3
+    # Which box the first edge comes from; from then on the boxes take turns.
+    a_first = np.int64(ax * by - ay * bx >= ZERO)
+    for k in range(17):
+        i = (((k + a_first) >> 1) + low_a) & 3
+        j = (((k + 1 - a_first) >> 1) + high_b) & 3
         px[k] = a[i] - b[j]
         py[k] = a[4 + i] - b[4 + j]
-    px[8] = px[0]
-    py[8] = py[0]
-    # The query point is the origin, so the vector from a vertex to it is minus the vertex. Of two
-    # distances the smaller has the smaller square, so one root at the end serves all vertices.
+    # Twice around the eight edges: a loop of eight would be unrolled, this one is compiled to
+    # vector instructions. So are minima of integers, but not of floats, and positive floats are
+    # ordered as their bits are. The query point is the origin, so the vector from a vertex to it is
+    # minus the vertex. Of two distances the smaller has the smaller square, so one root at the end
+    # serves all vertices.
     outside = 0
-    for k in range(8):
+    nearest_edge = _INFINITY_BITS
+    nearest_vertex = _INFINITY_BITS
+    for k in range(16):
         ex, ey = px[k + 1] - px[k], py[k + 1] - py[k]
         edge = np.sqrt(ex * ex + ey * ey)
         tx, ty = ex / edge, ey / edge
         perpendicular = ty * -px[k] + -tx * -py[k]
         along = (tx * -px[k] + ty * -py[k]) / edge
-        outside += not perpendicular <= ZERO
-        d[k] = abs(perpendicular) if (along >= ZERO) & (along <= ONE) else _INFINITY
-        d[8 + k] = px[k] * px[k] + py[k] * py[k]
-    edge_distance = d[0]
-    vertex_square = d[8]
-    for k in range(1, 8):
-        edge_distance = min(edge_distance, d[k])
-        vertex_square = min(vertex_square, d[8 + k])
-    distance = min(edge_distance, np.sqrt(vertex_square))
-    return -distance if outside == 0 else distance
+        outside += 1 - np.int64(perpendicular <= ZERO)
+        to_edge = abs(perpendicular) if (along >= ZERO) & (along <= ONE) else _INFINITY
+        nearest_edge = min(nearest_edge, np.float32(to_edge).view(np.int32))
+        square = px[k] * px[k] + py[k] * py[k]
+        nearest_vertex = min(nearest_vertex, np.float32(square).view(np.int32))
+    distance = min(
+        np.int32(nearest_edge).view(np.float32), np.sqrt(np.int32(nearest_vertex).view(np.float32))
+    )
+    return distance if outside else -distance
 
 
 @kernel
 def nearest_object_distances(
     x: Float32Array,
     y: Float32Array,
-    corners: Float32Array,
-    radius: Float32Array,
+    heading: Float32Array,
+    core_length: Float32Array,
+    core_width: Float32Array,
     shrinking: Float32Array,
+    radius: Float32Array,
     valid: BoolArray,
     margin: float,
     distances: Float32Array,
@@ -110,9 +108,9 @@ def nearest_object_distances(
 
     Args:
         x, y: float32 [R, H + T, N], centres; the H steps of history are not used.
-        corners: float32 [R, T, N, 8], of the shrunken boxes.
+        heading: float32 [R, T, N].
+        core_length, core_width, shrinking: float32 [N], see `shrunken_boxes`.
         radius: float32 [N], of a circle about the box.
-        shrinking: float32 [N], shrinking distances.
         valid: bool [T, N].
         margin: float32, metres by which rounding can make a computed distance smaller than the
             bound from the circles.
@@ -123,28 +121,33 @@ def nearest_object_distances(
     n_history = x.shape[1] - n_steps
     bound = np.empty(n_agents, np.float32)
     neighbour = np.zeros(n_evaluated, np.int64)
-    px, py, scratch = np.empty(9, np.float32), np.empty(9, np.float32), np.empty(16, np.float32)
+    own, other = np.empty(8, np.float32), np.empty(8, np.float32)
+    px, py = np.empty(17, np.float32), np.empty(17, np.float32)
     for r in range(n_rollouts):
         for t in range(n_steps):
+            s = n_history + t
             for e in range(n_evaluated):
                 if not valid[t, e]:
                     distances[r, e, t] = EXTREMELY_LARGE_DISTANCE
                     continue
-                s = n_history + t
                 cx, cy, reach = x[r, s, e], y[r, s, e], radius[e] + margin
                 for n in range(n_agents):
                     dx, dy = x[r, s, n] - cx, y[r, s, n] - cy
                     gap = np.sqrt(dx * dx + dy * dy) - (reach + radius[n])
                     bound[n] = gap if valid[t, n] else _INFINITY
                 bound[e] = _INFINITY
+                write_corners(cx, cy, heading[r, t, e], core_length[e], core_width[e], own)
                 best = EXTREMELY_LARGE_DISTANCE
-                first = neighbour[e]
-                if bound[first] < best:
-                    best = core_distance(corners[r, t, e], corners[r, t, first], px, py, scratch)
-                    best = best - shrinking[e] - shrinking[first]
-                for n in range(n_agents):
-                    if bound[n] < best and n != first:
-                        d = core_distance(corners[r, t, e], corners[r, t, n], px, py, scratch)
+                # The last step's neighbour first, then the others in turn.
+                for k in range(-1, n_agents):
+                    n = neighbour[e] if k < 0 else k
+                    if bound[n] < best:
+                        bound[n] = _INFINITY
+                        write_corners(
+                            x[r, s, n], y[r, s, n], heading[r, t, n], core_length[n],
+                            core_width[n], other,
+                        )  # fmt: skip
+                        d = core_distance(own, other, px, py)
                         d = d - shrinking[e] - shrinking[n]
                         if d < best:
                             best = d

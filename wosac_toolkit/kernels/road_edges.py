@@ -29,17 +29,17 @@ Int32Array = npt.NDArray[np.int32]
 _Z_STRETCH = np.float32(3.0)
 _CYCLIC_TOLERANCE_M2 = np.float32(1.0)
 # Smaller cells are listed too often, larger ones list too many segments.
-_CELL_M, _CELL_HEIGHT_M = 1.0, 0.5
-_CELLS_PER_M, _LAYERS_PER_M = np.float32(1 / _CELL_M), np.float32(1 / _CELL_HEIGHT_M)
+_CELL_M, _CELL_HEIGHT_M = 1.5, 0.5
 _CELL_REACH = math.sqrt((_CELL_M / 2) ** 2 * 2 + (_CELL_HEIGHT_M / 2 * 3.0) ** 2)
-# Beyond, cell indices could overflow; such corners are compared with every segment.
-_FAR = np.float32(1e6)
-# More than float32 rounding can change the distance of a point to a segment.
-_SLACK_M, _SLACK_RATIO = np.float32(1e-2), np.float32(1 + 1e-5)
+# Beyond, float32 is too coarse for cells; such corners are compared with every segment.
+_FAR = np.float32(1e5)
+# More than rounding to float32 can change the distance of a point, or of a cell's centre, to a
+# segment within that.
+_SLACK_M, _SLACK_RATIO = np.float32(5e-2), np.float32(1 + 1e-5)
 _CELL_LIMIT_M = np.float32(2 * _CELL_REACH) + _SLACK_M
 # Squares whose roots round to the same float32 are at most this many float32 numbers apart.
 _SAME_ROOT_ULPS = np.int32(8)
-_INFINITY = np.float32(np.inf)
+_INFINITY, _NOWHERE = np.float32(np.inf), np.float32(1e15)
 _LARGEST_BITS = np.int32(np.iinfo(np.int32).max)
 _CHUNK = 16  # segments whose bounding box is tested as one
 _LANES = 16  # listed segments computed side by side; shorter loops are unrolled, not vectorised
@@ -293,9 +293,9 @@ def _find_cells(
                     cell_of[r, t, a, k] = -1
                     if not (valid[t, a] and abs(x) < _FAR and abs(y) < _FAR and abs(bottom) < _FAR):
                         continue
-                    i = np.int64(math.floor(x * _CELLS_PER_M))
-                    j = np.int64(math.floor(y * _CELLS_PER_M))
-                    h = np.int64(math.floor(bottom * _LAYERS_PER_M))
+                    i = np.int64(math.floor(np.float64(x) / _CELL_M))
+                    j = np.int64(math.floor(np.float64(y) / _CELL_M))
+                    h = np.int64(math.floor(np.float64(bottom) / _CELL_HEIGHT_M))
                     slot = (i * 73856093) ^ (j * 19349663) ^ (h * 83492791)
                     slot = (slot ^ (slot >> 15)) & mask
                     cell = slots[slot]
@@ -385,7 +385,7 @@ def _list_cells(
                     block_bound[into] = distances[i]
             else:  # fill the last block up with a point far away
                 block[into, :, lane] = ZERO
-                block[into, 0, lane] = _FAR * _FAR
+                block[into, 0, lane] = _NOWHERE
                 block_segment[into, lane] = n_segments
         b = end
         cell_blocks[c + 1] = b
@@ -452,6 +452,15 @@ def _nearest_listed(
     return nearest
 
 
+@inlined
+def _stands(corners: Float32Array, z: Float32Array, r: int, t: int, a: int, s: int) -> bool:
+    """Whether an agent is exactly where it was a step ago."""
+    same = z[r, a, s] == z[r, a, s - 1]
+    for k in range(8):
+        same &= corners[r, t, a, k] == corners[r, t - 1, a, k]
+    return same
+
+
 @kernel
 def _signed_distances(
     corners: Float32Array,
@@ -480,10 +489,13 @@ def _signed_distances(
     squares = np.empty(_LANES, np.float32)
     all_squares = np.empty(n_segments, np.float32)
     for r in range(n_rollouts):
-        for t in range(n_steps):
-            for a in range(n_agents):
+        for a in range(n_agents):
+            for t in range(n_steps):
                 if not valid[t, a]:
                     distances[r, a, t] = -EXTREMELY_LARGE_DISTANCE
+                    continue
+                if t > 0 and valid[t - 1, a] and _stands(corners, z, r, t, a, n_history + t):
+                    distances[r, a, t] = distances[r, a, t - 1]
                     continue
                 worst = -_INFINITY
                 bottom = -half_height[a] + z[r, a, n_history + t]

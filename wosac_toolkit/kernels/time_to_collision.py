@@ -69,6 +69,7 @@ def times_to_collision(
     n_evaluated = times.shape[1]
     front_gap = np.empty(n_agents, np.float32)
     side_gap = np.empty(n_agents, np.float32)
+    candidates = np.empty(n_agents, np.int64)
     half_length, half_width = length / TWO, width / TWO
     # More than a corner can lie off the centre in any direction; a bound, so rounding up is safe.
     reach = half_length + half_width + np.float32(1e-3)
@@ -78,20 +79,21 @@ def times_to_collision(
                 yaw = heading[r, t, e]
                 sine, cosine = sin_cos(-yaw)
                 cx, cy = x[r, t + 2, e], y[r, t + 2, e]
+                own_length, own_width = half_length[e], half_width[e]
                 for n in range(n_agents):
                     dx, dy = x[r, t + 2, n] - cx, y[r, t + 2, n] - cy
-                    front_gap[n] = (cosine * dx - sine * dy) - half_length[e]
-                    side_gap[n] = abs(sine * dx + cosine * dy) - half_width[e]
+                    front_gap[n] = (cosine * dx - sine * dy) - own_length
+                    side_gap[n] = abs(sine * dx + cosine * dy) - own_width
+                # What is cheap and necessary first: the offsets subtracted below are positive.
+                # Counting without a branch is faster than guessing each one right.
+                count = 0
+                for n in range(n_agents):
+                    candidates[count] = n
+                    count += (front_gap[n] > ZERO) & (side_gap[n] < reach[n])
                 nearest = EXTREMELY_LARGE_DISTANCE
                 ahead = -1
-                for n in range(n_agents):
-                    # What is cheap and necessary first: the offsets subtracted below are positive.
-                    if not (
-                        front_gap[n] > ZERO
-                        and front_gap[n] - reach[n] < nearest
-                        and side_gap[n] < reach[n]
-                        and valid[t, n]
-                    ):
+                for n in candidates[:count]:
+                    if not valid[t, n] or front_gap[n] - reach[n] > nearest:
                         continue
                     turn = abs(heading[r, t, n] - yaw)
                     if not turn <= _MAX_HEADING_DIFFERENCE:
