@@ -47,9 +47,9 @@ class SignalledLanes:
             mirrored as the distances are.
         padded: bool [L], whether the lane has a padding segment.
         signal_lane: int64 [K], the lane of each signal.
-        stop: bool [S, K], the signal says stop at that step.
-        stop_start, stop_delta: float32 [S, K, 2], the lane segment at the stop point.
-        stop_square, stop_projection: float32 [S, K], its squared length, and where the stop point
+        stop: bool [K, S], the signal says stop at that step.
+        stop_start, stop_delta: float32 [2, K, S], the lane segment at the stop point.
+        stop_square, stop_projection: float32 [K, S], its squared length, and where the stop point
             projects on it.
     """
 
@@ -108,17 +108,17 @@ def signalled_lanes(scenario: Scenario) -> SignalledLanes | None:
     )  # fmt: skip
     square = delta[:, 0] * delta[:, 0] + delta[:, 1] * delta[:, 1]
 
-    shape = (lights.n_steps, len(signal_ids))
+    shape = (len(signal_ids), lights.n_steps)
     states = np.zeros(shape, np.int8)
-    stop_points = np.zeros((*shape, 2), np.float32)
+    stop_points = np.zeros((2, *shape), np.float32)
     steps = np.repeat(np.arange(lights.n_steps), np.diff(lights.step_offsets))
     # Of several states of one lane at one step the last counts, as it does in this assignment.
     columns = np.searchsorted(signal_ids, lights.lane_ids).clip(max=len(signal_ids) - 1)
     known = np.asarray(signal_ids)[columns] == lights.lane_ids
-    states[steps[known], columns[known]] = lights.states[known]
-    stop_points[steps[known], columns[known]] = lights.stop_points[known, :2]
+    states[columns[known], steps[known]] = lights.states[known]
+    stop_points[:, columns[known], steps[known]] = lights.stop_points[known, :2].T
     signal_lane = np.array([lane_of_id[i] for i in signal_ids], dtype=np.int64)
-    stop_start, stop_delta = np.empty((2, *shape, 2), np.float32)
+    stop_start, stop_delta = np.empty((2, 2, *shape), np.float32)
     stop_square, stop_projection = np.empty((2, *shape), np.float32)
     _project_stop_points(
         stop_points, signal_lane, start, delta, square, lane_offsets,
@@ -197,13 +197,13 @@ def _project_stop_points(
     stop_projection: Float32Array,
 ) -> None:
     """Find the lane segment at each stop point and where the stop point projects on it."""
-    n_steps, n_signals = stop_points.shape[:2]
+    n_signals, n_steps = stop_points.shape[1:]
     for k in range(n_signals):
         begin, end = lane_offsets[signal_lane[k]], lane_offsets[signal_lane[k] + 1]
         nearest = begin
         for s in range(n_steps):
-            x, y = stop_points[s, k, 0], stop_points[s, k, 1]
-            moved = s == 0 or x != stop_points[s - 1, k, 0] or y != stop_points[s - 1, k, 1]
+            x, y = stop_points[0, k, s], stop_points[1, k, s]
+            moved = s == 0 or x != stop_points[0, k, s - 1] or y != stop_points[1, k, s - 1]
             if moved:  # hardly ever: signals stand still
                 best = np.float32(np.inf)
                 for i in range(begin, end):
@@ -212,10 +212,10 @@ def _project_stop_points(
                         best, nearest = distance, i
             dx, dy = delta[nearest, 0], delta[nearest, 1]
             px, py = x - start[nearest, 0], y - start[nearest, 1]
-            stop_start[s, k] = start[nearest]
-            stop_delta[s, k] = delta[nearest]
-            stop_square[s, k] = square[nearest]
-            stop_projection[s, k] = (
+            stop_start[0, k, s], stop_start[1, k, s] = start[nearest]
+            stop_delta[0, k, s], stop_delta[1, k, s] = dx, dy
+            stop_square[k, s] = square[nearest]
+            stop_projection[k, s] = (
                 ZERO if square[nearest] == ZERO else (px * dx + py * dy) / square[nearest]
             )
 
@@ -285,29 +285,29 @@ def red_light_violations(
     """
     n_rollouts, n_agents, n_steps = violations.shape
     n_signals = len(signal_lane)
-    before_x, before = x.shape[2] - n_steps - 1, len(stop) - n_steps - 1
+    before_x, before = x.shape[2] - n_steps - 1, stop.shape[1] - n_steps - 1
+    position = np.empty(n_steps + 1, np.float32)
     for r in range(n_rollouts):
         for a in range(n_agents):
             violations[r, a, :] = False
+            px, py = x[r, a, before_x:], y[r, a, before_x:]
             for k in range(n_signals):
-                was_behind = False
-                for t in range(-1, n_steps):
-                    px, py = x[r, a, before_x + t + 1], y[r, a, before_x + t + 1]
-                    s = before + t + 1
-                    position = ZERO
-                    if stop_square[s, k] != ZERO:
-                        along = (px - stop_start[s, k, 0]) * stop_delta[s, k, 0]
-                        across = (py - stop_start[s, k, 1]) * stop_delta[s, k, 1]
-                        position = (along + across) / stop_square[s, k]
+                start_x, start_y = stop_start[0, k, before:], stop_start[1, k, before:]
+                delta_x, delta_y = stop_delta[0, k, before:], stop_delta[1, k, before:]
+                length, stop_line = stop_square[k, before:], stop_projection[k, before:]
+                for t in range(n_steps + 1):
+                    along = (px[t] - start_x[t]) * delta_x[t]
+                    across = (py[t] - start_y[t]) * delta_y[t]
+                    position[t] = ZERO if length[t] == ZERO else (along + across) / length[t]
+                for t in range(n_steps):
                     if (
-                        was_behind
-                        and position > stop_projection[s, k]
-                        and stop[s, k]
+                        position[t + 1] > stop_line[t + 1]
+                        and position[t] < stop_line[t]
+                        and stop[k, before + t + 1]
                         and valid[t, a]
                         and not violations[r, a, t]
                     ):
                         violations[r, a, t] = _is_on_lane(
-                            px, py, signal_lane[k],
+                            px[t + 1], py[t + 1], signal_lane[k],
                             start, delta, square, lane_offsets, lane_low, lane_high, padded,
                         )  # fmt: skip
-                    was_behind = position < stop_projection[s, k]
