@@ -130,7 +130,7 @@ def test_distance_to_the_nearest_object(seed, origin, rounding):
     got = np.empty((len(x), 5, heading.shape[1]), F)
     radius = np.hypot(length, width) / F(2)
     nearest_object.nearest_object_distances(
-        x, y, heading, core_length, core_width, shrinking, radius, valid, F(0.05), got
+        x, y, heading, core_length, core_width, shrinking, radius, valid, got
     )
     for r in range(len(x)):
         expected = oracle.nearest_object_distances(dense[r], shrinking, valid, 5)
@@ -144,7 +144,7 @@ def test_distance_of_an_agent_that_is_alone_is_the_official_sentinel():
     got = np.empty((1, 1, 1), F)
     ones = np.ones(2, F)
     nearest_object.nearest_object_distances(
-        x, x, x, ones, ones, ones, ones, np.array([[True, False]]), F(0), got
+        x, x, x, ones, ones, ones, ones, np.array([[True, False]]), got
     )
     assert got == F(1e10)
 

@@ -99,7 +99,6 @@ class PreparedScene:
         future: float32 [N, T, 4], the logged states after the current step, valid or not.
         future_valid: bool [T, N].
         record_valid: bool [E, H + T], the validity of the evaluated agents over the whole record.
-        margin: float32, see `nearest_object_distances`.
         edges: the road edges.
         signals: lanes and signals, or None where no red light can be run.
     """
@@ -114,7 +113,6 @@ class PreparedScene:
     future: Float32Array
     future_valid: BoolArray
     record_valid: BoolArray
-    margin: np.float32
     edges: road_edges.RoadEdges
     signals: red_lights.SignalledLanes | None
 
@@ -169,7 +167,6 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
     )
     future_valid = np.ascontiguousarray(tracks.valid[rows, current + 1 :].T)
     record_valid = tracks.valid[evaluated]
-    reach = max(float(np.abs(states[:, current:][tracks.valid[rows, current:]][:, :2]).max()), 1.0)
     return PreparedScene(
         scenario_id=scenario.scenario_id,
         challenge=challenge,
@@ -181,7 +178,6 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
         future=np.ascontiguousarray(states[:, current + 1 :]),
         future_valid=future_valid,
         record_valid=record_valid,
-        margin=np.float32(0.01 + 1e-6 * reach),
         edges=road_edges.road_edge_segments(polylines, planar=challenge.road_edges == "planar"),
         signals=(red_lights.signalled_lanes(scenario) if challenge.has_traffic_lights else None),
     )
@@ -301,7 +297,7 @@ def _features(
     distance = np.empty(shape, np.float32)
     nearest_object.nearest_object_distances(
         x, y, heading, core_length, core_width, shrinking, np.hypot(length, width) / np.float32(2),
-        valid, scene.margin, distance,
+        valid, distance,
     )  # fmt: skip
 
     time = np.empty(shape, np.float32)

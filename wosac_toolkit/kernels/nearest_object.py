@@ -19,6 +19,8 @@ from wosac_toolkit.kernels.jit import inlined, kernel
 from wosac_toolkit.scenario import BoolArray, Float32Array
 
 _INFINITY = np.float32(np.inf)
+# More than rounding to float32 can change a distance, near the origin and far from it.
+_ROUNDING_M, _ROUNDING_RATIO = np.float32(1e-2), np.float32(1e-6)
 _INFINITY_BITS = _INFINITY.view(np.int32)
 
 
@@ -101,7 +103,6 @@ def nearest_object_distances(
     shrinking: Float32Array,
     radius: Float32Array,
     valid: BoolArray,
-    margin: float,
     distances: Float32Array,
 ) -> None:
     """Fill `distances` for the first E of N agents.
@@ -112,8 +113,6 @@ def nearest_object_distances(
         core_length, core_width, shrinking: float32 [N], see `shrunken_boxes`.
         radius: float32 [N], of a circle about the box.
         valid: bool [T, N].
-        margin: float32, metres by which rounding can make a computed distance smaller than the
-            bound from the circles.
         distances: float32 [R, E, T], written; 1e10 where the agent or all others are invalid.
     """
     n_rollouts, n_evaluated, n_steps = distances.shape
@@ -130,7 +129,9 @@ def nearest_object_distances(
                 if not valid[t, e]:
                     distances[r, e, t] = EXTREMELY_LARGE_DISTANCE
                     continue
-                cx, cy, reach = x[r, s, e], y[r, s, e], radius[e] + margin
+                cx, cy = x[r, s, e], y[r, s, e]
+                # Corners are rounded in the global frame, and so can lie closer than the circles.
+                reach = radius[e] + _ROUNDING_M + _ROUNDING_RATIO * max(abs(cx), abs(cy))
                 for n in range(n_agents):
                     dx, dy = x[r, s, n] - cx, y[r, s, n] - cy
                     gap = np.sqrt(dx * dx + dy * dy) - (reach + radius[n])
