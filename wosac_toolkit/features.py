@@ -46,7 +46,7 @@ class Features:
 
     Attributes:
         object_id: int64 [E], sorted.
-        object_type: int8 [E], see `ObjectType`.
+        object_type: int8 [S, E], see `ObjectType`.
         valid: bool [S, E, T]; all True for rollouts.
         average_displacement_error: float32 [S, E], metres, to the log.
         linear_speed: float32 [S, E, T], m/s in 3-D.
@@ -197,6 +197,30 @@ def simulated_features(scene: PreparedScene, rollouts: Rollouts, threads: int = 
         RolloutsError: the rollouts are of another scene, or their objects or steps do not match
             the scene's.
     """
+    columns = _columns(scene, rollouts)
+    valid = np.ones_like(scene.future_valid)
+    parts = np.array_split(rollouts.states, min(threads, rollouts.n_rollouts))
+    if len(parts) == 1:
+        return _features(scene, parts[0], columns, valid)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        results = list(pool.map(lambda states: _features(scene, states, columns, valid), parts))
+    return _concatenate(results)
+
+
+def compute_features(
+    scenario: Scenario, rollouts: Rollouts, challenge: str | Challenge = "2025", threads: int = 1
+) -> tuple[Features, Features]:
+    """The logged and the simulated features of a scene.
+
+    Raises:
+        ScenarioError, RolloutsError: see `prepare_scene` and `simulated_features`.
+    """
+    scene = prepare_scene(scenario, challenge)
+    return logged_features(scene), simulated_features(scene, rollouts, threads)
+
+
+def _columns(scene: PreparedScene, rollouts: Rollouts) -> Int64Array:
+    """Where each agent of the scene stands in the rollouts, if these are rollouts of it."""
     where = f"scenario {scene.scenario_id}"
     if rollouts.scenario_id != scene.scenario_id:
         raise RolloutsError(f"these are rollouts of scenario {rollouts.scenario_id}", where=where)
@@ -222,27 +246,8 @@ def simulated_features(scene: PreparedScene, rollouts: Rollouts, threads: int = 
             where=where,
             mend=f"at least one rollout of {scene.challenge.n_steps} steps is needed",
         )
-    order = np.argsort(rollouts.object_ids, kind="stable")
-    columns = order[np.searchsorted(given, scene.object_ids)]
-    valid = np.ones_like(scene.future_valid)
-    parts = np.array_split(rollouts.states, min(threads, rollouts.n_rollouts))
-    if len(parts) == 1:
-        return _features(scene, parts[0], columns, valid)
-    with ThreadPoolExecutor(len(parts)) as pool:
-        results = list(pool.map(lambda states: _features(scene, states, columns, valid), parts))
-    return _concatenate(results)
-
-
-def compute_features(
-    scenario: Scenario, rollouts: Rollouts, challenge: str | Challenge = "2025", threads: int = 1
-) -> tuple[Features, Features]:
-    """The logged and the simulated features of a scene.
-
-    Raises:
-        ScenarioError, RolloutsError: see `prepare_scene` and `simulated_features`.
-    """
-    scene = prepare_scene(scenario, challenge)
-    return logged_features(scene), simulated_features(scene, rollouts, threads)
+    order = np.argsort(rollouts.object_ids)
+    return order[np.searchsorted(given, scene.object_ids)]
 
 
 def _concatenate(parts: list[Features]) -> Features:
@@ -250,12 +255,10 @@ def _concatenate(parts: list[Features]) -> Features:
     joined: dict[str, Any] = {
         field.name: np.concatenate([getattr(p, field.name) for p in parts])
         for field in fields(Features)
-        if field.name not in ("object_id", "object_type")
-        and getattr(parts[0], field.name) is not None
+        if field.name != "object_id" and getattr(parts[0], field.name) is not None
     }
     return Features(
         object_id=parts[0].object_id,
-        object_type=parts[0].object_type,
         **({"traffic_light_violation_per_step": None} | joined),
     )
 
@@ -330,7 +333,7 @@ def _features(
     first = slice(None, n_evaluated)
     return Features(
         object_id=scene.object_ids[first],
-        object_type=scene.object_types[first],
+        object_type=np.broadcast_to(scene.object_types[first], shape[:2]),
         valid=np.broadcast_to(valid[:, first].T, shape),
         average_displacement_error=displacement,
         linear_speed=motion[0],

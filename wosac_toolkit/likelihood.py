@@ -36,7 +36,7 @@ class LoggedCounts:
 def count_log(logged: Features, challenge: Challenge) -> LoggedCounts:
     """Sort the log's features into the bins of each component of `challenge`."""
     valid = np.ascontiguousarray(logged.valid[0])
-    is_vehicle = logged.object_type == ObjectType.VEHICLE
+    is_vehicle = logged.object_type[0] == ObjectType.VEHICLE
     # A difference is valid where the steps it is taken over are.
     difference = _central_and if challenge.difference == "central" else _forward_and
     speed_valid = difference(valid)

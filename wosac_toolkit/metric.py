@@ -307,7 +307,7 @@ def _score(
         n_evaluated_agents=scene.n_evaluated,
         agents=AgentScores(
             object_ids=simulated.object_id,
-            object_types=simulated.object_type,
+            object_types=simulated.object_type[0],
             log_likelihoods=per_agent,
             n_valid_steps=steps,
             average_displacement_error=displacement.mean(axis=0),
