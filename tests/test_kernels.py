@@ -12,6 +12,7 @@ from wosac_toolkit.challenge import CHALLENGES, Histogram
 from wosac_toolkit.kernels import (
     boxes,
     histogram,
+    kernel_density,
     kinematics,
     nearest_object,
     red_lights,
@@ -336,3 +337,23 @@ class TestHistogram:
             -1.0909090042114258,
             1.0909099578857422,
         ]
+
+
+class TestKernelDensity:
+    def test_has_the_values_of_the_official_estimator(self):
+        # estimators.kernel_density_estimate of release 1.6.7, bandwidth 0.5.
+        logged = np.array([[0.0, 1.0, 2.5, 0.0], [4.0, -1.0, 0.25, 0.0]], F)
+        simulated = np.array([[[0.1, 0.9, 1.1, 3.0], [3.9, 4.2, 0.0, 1.0]]], F)
+        got = np.empty((1, 2, 4))
+        kernel_density.log_densities(simulated, logged, 0.5, got)
+        assert got[0, 0, :3] == pytest.approx(
+            [-1.1496274542478324, -0.616819909338164, -1.8445944114594837]
+        )
+        assert got[0, 1, :3] == pytest.approx(
+            [-0.7426971463906364, -3.3838186759821602, -1.1980326735994238]
+        )
+
+    def test_of_a_value_far_from_all_samples_is_still_finite(self):
+        got = np.empty((1, 1, 1))
+        kernel_density.log_densities(np.zeros((1, 1, 1), F), np.full((1, 1), F(100)), 0.5, got)
+        assert got == -0.5 * 200**2

@@ -17,7 +17,7 @@ from wosac_toolkit import (
     compute_features,
     score_scenario,
 )
-from wosac_toolkit.challenge import METRIC_FIELDS, get_challenge
+from wosac_toolkit.challenge import METRIC_FIELDS, KernelDensity, get_challenge
 from wosac_toolkit.features import logged_features, prepare_scene
 from wosac_toolkit.likelihood import count_log
 from wosac_toolkit.metric import bucket_metrics, leave_one_out
@@ -239,6 +239,33 @@ class TestAgents:
         assert score.agents.object_ids.tolist() == [10, 12, 14]
         assert score.n_sim_agents == 5
         assert score.n_evaluated_agents == 3
+
+
+@pytest.fixture
+def with_kernel_density():
+    """The metric of 2025, but with a kernel density for the distance to the nearest object."""
+    components = tuple(
+        replace(c, estimator=KernelDensity(0.5)) if c.name == "distance_to_nearest_object" else c
+        for c in get_challenge("2025").components
+    )
+    return replace(get_challenge("2025"), name="own", components=components)
+
+
+def test_a_version_of_ones_own_may_use_kernel_densities(crossing, with_kernel_density):
+    rollouts = log_rollouts(crossing, 5, noise=0.03)
+    logged, simulated = compute_features(crossing, rollouts, with_kernel_density)
+    score = score_scenario(crossing, rollouts, with_kernel_density)
+    at, samples = logged.distance_to_nearest_object[0], simulated.distance_to_nearest_object
+    z = (at[:, :, None, None] - samples.transpose(1, 0, 2)[:, None]).astype(np.float64) / 0.5
+    expected = np.log(np.exp(-0.5 * z**2).mean(axis=(2, 3))).mean(axis=1)
+    got = score.agents.log_likelihoods["distance_to_nearest_object"]
+    assert got == pytest.approx(expected)
+
+    scene = prepare_scene(crossing, with_kernel_density)
+    left_out = leave_one_out(scene, count_log(logged, scene.challenge), rollouts)
+    others = replace(rollouts, states=rollouts.states[1:])
+    rescored = score_scenario(crossing, others, with_kernel_density)
+    assert left_out.metametric[0] == pytest.approx(rescored.metametric, abs=1e-12)
 
 
 class TestLeaveOneOut:

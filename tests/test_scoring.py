@@ -57,6 +57,9 @@ def plain(scenario: Scenario, rollouts: Rollouts, challenge: Challenge) -> Scena
         simulated_collision_rate=value,
         simulated_offroad_rate=value,
         simulated_traffic_light_violation_rate=0.0,
+        kinematic_metrics=value,
+        interactive_metrics=value,
+        map_based_metrics=value,
         n_rollouts=rollouts.n_rollouts,
         n_sim_agents=len(rollouts.object_ids),
         n_evaluated_agents=2,
@@ -97,7 +100,8 @@ def without_vehicle(scenario: Scenario, rollouts: Rollouts, challenge: Challenge
         return score
     steps = {**score.agents.n_valid_steps, "time_to_collision": np.zeros(2, np.int64)}
     agents = replace(score.agents, n_valid_steps=steps)
-    return replace(score, time_to_collision_likelihood=math.nan, metametric=math.nan, agents=agents)
+    undefined = ("time_to_collision_likelihood", "interactive_metrics", "metametric")
+    return replace(score, **dict.fromkeys(undefined, math.nan), agents=agents)
 
 
 def slow(scenario: Scenario, rollouts: Rollouts, challenge: Challenge) -> ScenarioScore:

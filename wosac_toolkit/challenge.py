@@ -59,12 +59,22 @@ class Bernoulli:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelDensity:
+    """A Gaussian kernel density of this bandwidth; for versions of your own, no year uses it."""
+
+    bandwidth: float
+
+
+Estimator = Histogram | Bernoulli | KernelDensity
+
+
+@dataclass(frozen=True, slots=True)
 class Component:
     """One of the likelihoods of the metric, named as in `SimAgentMetrics`."""
 
     name: str
     bucket: Bucket
-    estimator: Histogram | Bernoulli
+    estimator: Estimator
     weight: float
 
     @property
@@ -119,7 +129,7 @@ def _components(
     weights: dict[str, float],
 ) -> tuple[Component, ...]:
     speed, acceleration, angular_speed, angular_acceleration = kinematic
-    rows: list[tuple[str, Bucket, Histogram | Bernoulli]] = [
+    rows: list[tuple[str, Bucket, Estimator]] = [
         ("linear_speed", "kinematic", speed),
         ("linear_acceleration", "kinematic", acceleration),
         ("angular_speed", "kinematic", angular_speed),

@@ -2,7 +2,8 @@
 
 Every component of the metric, histogram or Bernoulli, reduces to two tables of counts an agent: how
 often the simulation falls into each bin, and how often the log does. The likelihood of the log is
-then a sum over bins, and leaving a rollout out is a subtraction.
+then a sum over bins, and leaving a rollout out is a subtraction. A kernel density fits in as well:
+its bins are the logged steps, and in place of the simulation's counts stand log-densities.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wosac_toolkit.challenge import Bernoulli, Challenge, Component
+from wosac_toolkit.challenge import Bernoulli, Challenge, Component, Estimator, KernelDensity
 from wosac_toolkit.features import Features
-from wosac_toolkit.kernels import histogram
+from wosac_toolkit.kernels import histogram, kernel_density
 from wosac_toolkit.scenario import BoolArray, Float64Array, Int64Array, ObjectType
+
+Tally = Int64Array | Float64Array
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -24,11 +27,13 @@ class LoggedCounts:
     Attributes:
         counts: component name -> int64 [E, B], logged steps in each bin; for a Bernoulli component
             one count, that the thing happened at any valid step or not.
+        features: the features they come from.
         valid: bool [E, T], validity of the log.
         is_vehicle: bool [E].
     """
 
     counts: dict[str, Int64Array]
+    features: Features
     valid: BoolArray
     is_vehicle: BoolArray
 
@@ -52,55 +57,79 @@ def count_log(logged: Features, challenge: Challenge) -> LoggedCounts:
     }
     counts = {}
     for component in challenge.components:
-        if isinstance(component.estimator, Bernoulli):
+        name, estimator = component.name, component.estimator
+        if isinstance(estimator, Bernoulli):
             happened = _indication(component, logged, valid, is_vehicle)[0]
-            counts[component.name] = np.stack([~happened, happened], axis=1).astype(np.int64)
+            counts[name] = np.stack([~happened, happened], axis=1).astype(np.int64)
+        elif isinstance(estimator, KernelDensity):
+            counts[name] = validity.get(name, valid).astype(np.int64)
         else:
-            table = np.empty((len(valid), component.estimator.n_bins), np.int64)
+            counts[name] = np.empty((len(valid), estimator.n_bins), np.int64)
             histogram.count_logged(
-                getattr(logged, component.name)[0],
-                validity.get(component.name, valid),
-                component.estimator.edges(),
-                table,
+                getattr(logged, name)[0], validity.get(name, valid), estimator.edges(), counts[name]
             )
-            counts[component.name] = table
-    return LoggedCounts(counts=counts, valid=valid, is_vehicle=is_vehicle)
+    return LoggedCounts(counts=counts, features=logged, valid=valid, is_vehicle=is_vehicle)
 
 
 def count_simulation(
     simulated: Features, logged: LoggedCounts, challenge: Challenge
-) -> dict[str, Int64Array]:
+) -> dict[str, Tally]:
     """Component name -> int64 [R, E, B]: the steps of each rollout of each agent in each bin.
 
     All simulated steps count, those too at which the log is invalid; but a collision, or leaving
-    the road, or running a red light counts only where the log is valid.
+    the road, or running a red light counts only where the log is valid. For a kernel density,
+    float64 [R, E, T]: log-densities of the logged steps.
     """
-    counts = {}
+    tallies: dict[str, Tally] = {}
     for component in challenge.components:
-        if isinstance(component.estimator, Bernoulli):
+        name, estimator = component.name, component.estimator
+        if isinstance(estimator, Bernoulli):
             happened = _indication(component, simulated, logged.valid, logged.is_vehicle)
-            counts[component.name] = np.stack([~happened, happened], axis=2).astype(np.int64)
+            tallies[name] = np.stack([~happened, happened], axis=2).astype(np.int64)
+        elif isinstance(estimator, KernelDensity):
+            values = getattr(simulated, name)
+            tallies[name] = np.empty(values.shape, np.float64)
+            kernel_density.log_densities(
+                values, getattr(logged.features, name)[0], estimator.bandwidth, tallies[name]
+            )
         else:
-            values = getattr(simulated, component.name)
-            table = np.empty((*values.shape[:2], component.estimator.n_bins), np.int64)
-            histogram.count_simulated(values, component.estimator.edges(), table)
-            counts[component.name] = table
-    return counts
+            values = getattr(simulated, name)
+            tallies[name] = np.empty((*values.shape[:2], estimator.n_bins), np.int64)
+            histogram.count_simulated(values, estimator.edges(), tallies[name])
+    return tallies
 
 
-def log_likelihood_sums(
-    simulated: Int64Array, logged: Int64Array, pseudocount: float
-) -> Float64Array:
-    """Sum over the logged steps of the log-likelihood of their bins, an agent: float64 [..., E].
+def log_likelihood_sums(tally: Tally, logged: Int64Array, estimator: Estimator) -> Float64Array:
+    """Sum over each agent's logged steps of their log-likelihoods under all rollouts, [E].
 
     Args:
-        simulated: int64 [..., E, B], counts summed over rollouts.
-        logged: int64 [E, B].
-        pseudocount: added to every bin of the simulation.
+        tally: [R, E, B] of `count_simulation`.
+        logged: int64 [E, B] of `count_log`.
+        estimator: of the component.
     """
-    weights = simulated + pseudocount
-    probabilities = weights / weights.sum(axis=-1, keepdims=True)
-    result: Float64Array = np.einsum("...b,...b->...", logged, np.log(probabilities))
+    if isinstance(estimator, KernelDensity):
+        pooled = np.logaddexp.reduce(tally, axis=0) - np.log(len(tally))
+    else:
+        pooled = _log_probabilities(tally.sum(axis=0), estimator.pseudocount)
+    result: Float64Array = np.einsum("eb,eb->e", logged, pooled)
+    return result
+
+
+def leave_one_out_sums(tally: Tally, logged: Int64Array, estimator: Estimator) -> Float64Array:
+    """The same under all rollouts but one, for each of them: [R, E]."""
+    if isinstance(estimator, KernelDensity):
+        others = [np.delete(tally, r, axis=0) for r in range(len(tally))]
+        pooled = np.stack([np.logaddexp.reduce(o, axis=0) - np.log(len(o)) for o in others])
+    else:
+        pooled = _log_probabilities(tally.sum(axis=0) - tally, estimator.pseudocount)
+    result: Float64Array = np.einsum("eb,reb->re", logged, pooled)
+    return result
+
+
+def _log_probabilities(counts: Tally, pseudocount: float) -> Float64Array:
+    """Log-probabilities of bins [..., B] from their counts, each raised by `pseudocount`."""
+    weights = counts + pseudocount
+    result: Float64Array = np.log(weights / weights.sum(axis=-1, keepdims=True))
     return result
 
 

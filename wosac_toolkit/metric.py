@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, nan
 
@@ -18,9 +19,11 @@ from wosac_toolkit.features import (
 )
 from wosac_toolkit.likelihood import (
     LoggedCounts,
+    Tally,
     count_log,
     count_simulation,
     indications,
+    leave_one_out_sums,
     log_likelihood_sums,
 )
 from wosac_toolkit.rollouts import Rollouts
@@ -79,6 +82,9 @@ class ScenarioScore:
     simulated_collision_rate: float | None
     simulated_offroad_rate: float | None
     simulated_traffic_light_violation_rate: float | None
+    kinematic_metrics: float
+    interactive_metrics: float
+    map_based_metrics: float
     n_rollouts: int
     n_sim_agents: int
     n_evaluated_agents: int
@@ -88,21 +94,6 @@ class ScenarioScore:
     def realism_meta_metric(self) -> float:
         """The meta-metric, by its name on the leaderboard."""
         return self.metametric
-
-    @property
-    def kinematic_metrics(self) -> float:
-        """Weighted mean of the kinematic likelihoods."""
-        return bucket_metrics(self.metrics(), self.challenge)["kinematic_metrics"]
-
-    @property
-    def interactive_metrics(self) -> float:
-        """Weighted mean of the interactive likelihoods."""
-        return bucket_metrics(self.metrics(), self.challenge)["interactive_metrics"]
-
-    @property
-    def map_based_metrics(self) -> float:
-        """Weighted mean of the map-based likelihoods."""
-        return bucket_metrics(self.metrics(), self.challenge)["map_based_metrics"]
 
     @property
     def min_ade(self) -> float:
@@ -138,20 +129,17 @@ class ScenarioScore:
 
 
 def bucket_metrics(
-    metrics: dict[str, float | None], challenge: str | Challenge
+    likelihoods: Mapping[str, float], challenge: str | Challenge
 ) -> dict[str, float]:
     """Bucket name -> weighted mean of its likelihoods (`aggregate_metrics_to_buckets`).
 
-    Works on the metrics of one scene and on their means over many.
+    Works on the likelihoods of one scene and on their means over many.
     """
     result = {}
     for bucket in ("kinematic", "interactive", "map_based"):
         members = [c for c in get_challenge(challenge).components if c.bucket == bucket]
-        total = 0.0
-        for component in members:
-            value = metrics[component.field]
-            total += component.weight * (nan if value is None else value)
-        result[f"{bucket}_metrics"] = total / sum(c.weight for c in members)
+        weighted = sum(c.weight * likelihoods[c.field] for c in members)
+        result[f"{bucket}_metrics"] = weighted / sum(c.weight for c in members)
     return result
 
 
@@ -236,13 +224,9 @@ def leave_one_out(
     metametric = np.zeros(rollouts.n_rollouts)
     likelihoods = {}
     for component in scene.challenge.components:
-        each = counts[component.name]
-        sums = log_likelihood_sums(
-            each.sum(axis=0) - each,
-            logged.counts[component.name],
-            component.estimator.pseudocount,
-        )
-        value = _likelihood(sums, logged.counts[component.name])
+        log_counts = logged.counts[component.name]
+        sums = leave_one_out_sums(counts[component.name], log_counts, component.estimator)
+        value = _likelihood(sums, log_counts)
         likelihoods[component.field] = value
         metametric += component.weight * value
     return LeaveOneOut(_score(scene, logged, simulated, counts), metametric, likelihoods)
@@ -264,7 +248,7 @@ def _score(
     scene: PreparedScene,
     logged: LoggedCounts,
     simulated: Features,
-    counts: dict[str, Int64Array],
+    counts: dict[str, Tally],
 ) -> ScenarioScore:
     challenge = scene.challenge
     likelihoods: dict[str, float] = {}
@@ -273,9 +257,7 @@ def _score(
     metametric = 0.0
     for component in challenge.components:
         log_counts = logged.counts[component.name]
-        sums = log_likelihood_sums(
-            counts[component.name].sum(axis=0), log_counts, component.estimator.pseudocount
-        )
+        sums = log_likelihood_sums(counts[component.name], log_counts, component.estimator)
         n = log_counts.sum(axis=1)
         steps[component.name] = n
         per_agent[component.name] = np.divide(sums, n, out=np.full(len(n), nan), where=n > 0)
@@ -302,6 +284,7 @@ def _score(
         simulated_collision_rate=float(collided.mean()) if challenge.reports_rates else None,
         simulated_offroad_rate=float(offroad.mean()) if challenge.reports_rates else None,
         simulated_traffic_light_violation_rate=None if ran_red is None else float(ran_red.mean()),
+        **bucket_metrics(likelihoods, challenge),
         n_rollouts=len(displacement),
         n_sim_agents=len(scene.object_ids),
         n_evaluated_agents=scene.n_evaluated,
