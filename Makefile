@@ -1,11 +1,12 @@
 # make demo   set up, then the main job on built-in synthetic scenes
 # make test   set up, then lint, types and all tests
+# make bench  set up, then measure, and rewrite the tables in README.md and docs/performance.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format oracle clean
+.PHONY: demo test check format oracle bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +49,22 @@ oracle: $(INSTALLED) $(ORACLE)/.installed
 	for year in 2025 2024 2023; do \
 	  PYTHONPATH=$(RELEASES)/$$year $(ORACLE)/bin/python tests/official/record.py $$year || exit 1; \
 	done
+
+# Under ten minutes on a quiet machine, without the comparison under five. The comparison needs the
+# oracle's environment, or another with the official package:
+#   make bench ORACLE_PYTHON=/path/to/python
+ORACLE_PYTHON ?= $(ORACLE)/bin/python
+RESULTS := benchmarks/results
+bench: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/targets.py --json $(RESULTS)/targets.json
+	$(BIN)/python benchmarks/count_work.py --json $(RESULTS)/work.json
+	if [ -x $(ORACLE_PYTHON) ]; then \
+	  $(BIN)/python benchmarks/compare.py --official $(ORACLE_PYTHON) \
+	    --json $(RESULTS)/compare.json; \
+	fi
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/tables.py $(RESULTS) README.md docs/performance.md
 
 clean:
 	rm -rf demo $(VENV) $(ORACLE)

@@ -383,6 +383,22 @@ def test_two_workers_print_what_one_prints(rollouts: Path) -> None:
     assert one.stdout == two.stdout
 
 
+def test_the_parent_of_workers_needs_neither_kernels_nor_pandas(
+    rollouts: Path, tmp_path: Path
+) -> None:
+    arguments = ["score", rollouts, "--workers", 2, "--out", tmp_path / "run", "--per-agent"]
+    code = (
+        "import sys\n"
+        "from wosac_toolkit.cli import main\n"
+        f"main({list(map(str, arguments))}, standalone_mode=False)\n"
+        "print([m for m in ('numba', 'pandas') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_ctrl_c_in_a_true_process_and_the_same_command_resumes(
     rollouts: Path, tmp_path: Path
 ) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wosac_toolkit import metric
+from wosac_toolkit import metric, results
 from wosac_toolkit.challenge import CHALLENGES, METRIC_FIELDS, get_challenge
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.results import (
@@ -251,6 +252,22 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert run.scores["n_evaluated_agents"].tolist() == [4, 4, 4]
     with pytest.raises(WosacError, match="--per-agent"):
         run.agents()
+
+
+@given(
+    st.one_of(
+        st.tuples(st.just("string"), st.lists(st.none() | st.text())),
+        st.tuples(st.just("float64"), st.lists(st.none() | st.floats())),
+        st.tuples(st.just("int8"), st.lists(st.none() | st.integers(-128, 127))),
+    )
+)
+def test_a_column_is_what_pyarrow_makes_of_it(column: tuple[str, list[Any]]) -> None:
+    kind, values = column
+    ours = results._arrow_array(values, kind)
+    ours.validate(full=True)
+    theirs = pa.array(values, pa.type_for_alias(kind))
+    assert ours.type == theirs.type
+    assert repr(ours.to_pylist()) == repr(theirs.to_pylist())
 
 
 def test_absent_fields_are_null_and_non_finite_results_are_nan(tmp_path: Path) -> None:

@@ -12,14 +12,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wosac_toolkit.errors import FormatError, ScenarioError, WosacError
-from wosac_toolkit.io.scenario_proto import decode_scenario, encode_scenario, peek_scenario_id
+from wosac_toolkit.io.scenario_proto import decode_scenario, encode_scenario
 from wosac_toolkit.io.scenarios import (
     index_scenarios,
     load_scenarios,
+    peek_scenario_id,
     read_scenario,
     write_scenarios,
 )
@@ -580,8 +581,28 @@ class TestPeek:
     def test_without_id(self) -> None:
         assert peek_scenario_id(wire(TRACKS)) == ""
 
+    def test_unknown_fields_before_the_id(self) -> None:
+        nested = sub(5, data(5, b"no"))
+        group = varint(20 << 3 | 3) + wire(nested) + varint(20 << 3 | 4)
+        unknown = wire(ints(300, 1 << 63) + doubles(f301=1.5) + floats(f302=2.5) + data(303, b"x"))
+        assert peek_scenario_id(unknown + group + wire(SCENE)) == "scène"
+
+    @pytest.mark.parametrize("n_bytes", range(1, 12))
+    def test_cut_before_the_id(self, n_bytes: int) -> None:
+        with pytest.raises(FormatError, match=r"malformed at byte 0 "):
+            peek_scenario_id(wire(sub(2, data(100, b"12345678")))[:n_bytes])
+
+    @given(st.binary(max_size=60))
+    def test_what_is_refused_cannot_be_decoded_either(self, noise: bytes) -> None:
+        assume(noise.count(b"\x2a") <= 1)  # one id at most: decoding takes the last
+        try:
+            peek_scenario_id(noise)
+        except FormatError:
+            with pytest.raises(FormatError):
+                decode_scenario(noise)
+
     def test_malformed_before_the_id(self) -> None:
-        with pytest.raises(FormatError, match=r"^here: .*malformed at byte 1 "):
+        with pytest.raises(FormatError, match=r"^here: .*malformed at byte 0 "):
             peek_scenario_id(b"\xff", where="here")
 
 

@@ -50,6 +50,17 @@ def test_one_worker_is_this_process() -> None:
         assert {pid for _, pid in crew.map(range(3))} == {os.getpid()}
 
 
+def test_workers_have_one_thread_each_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with Crew(os.getenv, 2) as crew:
+        found = dict(crew.map(["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"]))
+    assert found == {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "3"}
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
 def test_a_worker_that_ends_is_an_error_that_names_its_task() -> None:
     with (
         Crew(os._exit, 2) as crew,

@@ -6,9 +6,7 @@ of rollouts of one scene then pays only for the rollouts.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -190,25 +188,19 @@ def logged_features(scene: PreparedScene) -> Features:
     )
 
 
-def simulated_features(scene: PreparedScene, rollouts: Rollouts, threads: int = 1) -> Features:
-    """The features of rollouts of a prepared scene; the same for any number of threads.
+def simulated_features(scene: PreparedScene, rollouts: Rollouts) -> Features:
+    """The features of rollouts of a prepared scene.
 
     Raises:
         RolloutsError: the rollouts are of another scene, or their objects or steps do not match
             the scene's.
     """
     columns = _columns(scene, rollouts)
-    valid = np.ones_like(scene.future_valid)
-    parts = np.array_split(rollouts.states, min(threads, rollouts.n_rollouts))
-    if len(parts) == 1:
-        return _features(scene, parts[0], columns, valid)
-    with ThreadPoolExecutor(len(parts)) as pool:
-        results = list(pool.map(lambda states: _features(scene, states, columns, valid), parts))
-    return _concatenate(results)
+    return _features(scene, rollouts.states, columns, np.ones_like(scene.future_valid))
 
 
 def compute_features(
-    scenario: Scenario, rollouts: Rollouts, challenge: str | Challenge = "2025", threads: int = 1
+    scenario: Scenario, rollouts: Rollouts, challenge: str | Challenge = "2025"
 ) -> tuple[Features, Features]:
     """The logged and the simulated features of a scene.
 
@@ -216,7 +208,7 @@ def compute_features(
         ScenarioError, RolloutsError: see `prepare_scene` and `simulated_features`.
     """
     scene = prepare_scene(scenario, challenge)
-    return logged_features(scene), simulated_features(scene, rollouts, threads)
+    return logged_features(scene), simulated_features(scene, rollouts)
 
 
 def _columns(scene: PreparedScene, rollouts: Rollouts) -> Int64Array:
@@ -248,19 +240,6 @@ def _columns(scene: PreparedScene, rollouts: Rollouts) -> Int64Array:
         )
     order = np.argsort(rollouts.object_ids)
     return order[np.searchsorted(given, scene.object_ids)]
-
-
-def _concatenate(parts: list[Features]) -> Features:
-    """Join features of the same agents along the samples."""
-    joined: dict[str, Any] = {
-        field.name: np.concatenate([getattr(p, field.name) for p in parts])
-        for field in fields(Features)
-        if field.name != "object_id" and getattr(parts[0], field.name) is not None
-    }
-    return Features(
-        object_id=parts[0].object_id,
-        **({"traffic_light_violation_per_step": None} | joined),
-    )
 
 
 def _features(

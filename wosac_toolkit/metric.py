@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 
 import numpy as np
@@ -11,7 +12,6 @@ import numpy as np
 from wosac_toolkit.challenge import BUCKET_FIELDS, METRIC_FIELDS, Challenge, get_challenge
 from wosac_toolkit.errors import RolloutsError
 from wosac_toolkit.features import (
-    Features,
     PreparedScene,
     logged_features,
     prepare_scene,
@@ -27,7 +27,14 @@ from wosac_toolkit.likelihood import (
     log_likelihood_sums,
 )
 from wosac_toolkit.rollouts import Rollouts
-from wosac_toolkit.scenario import Float64Array, Int8Array, Int64Array, Scenario
+from wosac_toolkit.scenario import (
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int8Array,
+    Int64Array,
+    Scenario,
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -172,20 +179,69 @@ def score_rollouts(
     scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int = 1
 ) -> ScenarioScore:
     """Score rollouts of a prepared scene whose log is counted; see `score_scenario`."""
-    simulated = _checked_features(scene, rollouts, threads)
-    counts = count_simulation(simulated, logged, scene.challenge)
-    return _score(scene, logged, simulated, counts)
+    return _score(scene, logged, _gather(scene, logged, rollouts, threads))
 
 
-def _checked_features(scene: PreparedScene, rollouts: Rollouts, threads: int) -> Features:
-    """The features of rollouts whose states are all finite."""
+@dataclass(frozen=True, eq=False, slots=True)
+class _Evidence:
+    """All that a score needs of R rollouts.
+
+    Attributes:
+        tallies: see `count_simulation`.
+        displacement: float32 [R, E], average displacement errors.
+        collided, offroad: bool [R, E], at any step at which the log is valid.
+        ran_red: the same, or None where the version has no such feature.
+    """
+
+    tallies: dict[str, Tally]
+    displacement: Float32Array
+    collided: BoolArray
+    offroad: BoolArray
+    ran_red: BoolArray | None
+
+
+def _gather(
+    scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int
+) -> _Evidence:
+    """The evidence of all rollouts, each thread taking its share of them."""
+    if threads == 1 or rollouts.n_rollouts == 1:
+        return _evidence(scene, logged, rollouts)
+    shares = [
+        replace(rollouts, states=states)
+        for states in np.array_split(rollouts.states, min(threads, rollouts.n_rollouts))
+    ]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        parts = list(pool.map(lambda share: _evidence(scene, logged, share), shares))
+    red = [part.ran_red for part in parts if part.ran_red is not None]
+    return _Evidence(
+        tallies={
+            name: np.concatenate([part.tallies[name] for part in parts])
+            for name in parts[0].tallies
+        },
+        displacement=np.concatenate([part.displacement for part in parts]),
+        collided=np.concatenate([part.collided for part in parts]),
+        offroad=np.concatenate([part.offroad for part in parts]),
+        ran_red=np.concatenate(red) if red else None,
+    )
+
+
+def _evidence(scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts) -> _Evidence:
     if not np.isfinite(rollouts.states.min(initial=0.0) + rollouts.states.max(initial=0.0)):
         raise RolloutsError(
             "a simulated state is not finite",
             where=f"scenario {scene.scenario_id}",
             mend="`check_rollouts` names rollout and object",
         )
-    return simulated_features(scene, rollouts, threads)
+    simulated = simulated_features(scene, rollouts)
+    red = simulated.traffic_light_violation_per_step
+    return _Evidence(
+        tallies=count_simulation(simulated, logged, scene.challenge),
+        displacement=simulated.average_displacement_error,
+        collided=indications(simulated.collision_per_step, logged.valid),
+        offroad=indications(simulated.offroad_per_step, logged.valid),
+        # The rate, unlike the likelihood, counts agents of all types.
+        ran_red=None if red is None else indications(red, logged.valid),
+    )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -219,17 +275,17 @@ def leave_one_out(
         raise RolloutsError(
             "a single rollout cannot be left out", where=f"scenario {scene.scenario_id}"
         )
-    simulated = _checked_features(scene, rollouts, threads)
-    counts = count_simulation(simulated, logged, scene.challenge)
+    evidence = _gather(scene, logged, rollouts, threads)
     metametric = np.zeros(rollouts.n_rollouts)
     likelihoods = {}
     for component in scene.challenge.components:
         log_counts = logged.counts[component.name]
-        sums = leave_one_out_sums(counts[component.name], log_counts, component.estimator)
+        tally = evidence.tallies[component.name]
+        sums = leave_one_out_sums(tally, log_counts, component.estimator)
         value = _likelihood(sums, log_counts)
         likelihoods[component.field] = value
         metametric += component.weight * value
-    return LeaveOneOut(_score(scene, logged, simulated, counts), metametric, likelihoods)
+    return LeaveOneOut(_score(scene, logged, evidence), metametric, likelihoods)
 
 
 def _likelihood(sums: Float64Array, log_counts: Int64Array) -> Float64Array:
@@ -244,12 +300,7 @@ def _likelihood(sums: Float64Array, log_counts: Int64Array) -> Float64Array:
     return result
 
 
-def _score(
-    scene: PreparedScene,
-    logged: LoggedCounts,
-    simulated: Features,
-    counts: dict[str, Tally],
-) -> ScenarioScore:
+def _score(scene: PreparedScene, logged: LoggedCounts, evidence: _Evidence) -> ScenarioScore:
     challenge = scene.challenge
     likelihoods: dict[str, float] = {}
     per_agent: dict[str, Float64Array] = {}
@@ -257,23 +308,16 @@ def _score(
     metametric = 0.0
     for component in challenge.components:
         log_counts = logged.counts[component.name]
-        sums = log_likelihood_sums(counts[component.name], log_counts, component.estimator)
+        tally = evidence.tallies[component.name]
+        sums = log_likelihood_sums(tally, log_counts, component.estimator)
         n = log_counts.sum(axis=1)
         steps[component.name] = n
         per_agent[component.name] = np.divide(sums, n, out=np.full(len(n), nan), where=n > 0)
         likelihoods[component.field] = float(_likelihood(sums, log_counts))
         metametric += component.weight * likelihoods[component.field]
 
-    valid = logged.valid
-    collided = indications(simulated.collision_per_step, valid)
-    offroad = indications(simulated.offroad_per_step, valid)
-    # The rate, unlike the likelihood, counts agents of all types.
-    ran_red = (
-        None
-        if simulated.traffic_light_violation_per_step is None
-        else indications(simulated.traffic_light_violation_per_step, valid)
-    )
-    displacement = simulated.average_displacement_error.astype(np.float64)
+    displacement = evidence.displacement.astype(np.float64)
+    collided, offroad, ran_red = evidence.collided, evidence.offroad, evidence.ran_red
     return ScenarioScore(
         scenario_id=scene.scenario_id,
         challenge=challenge.name,
@@ -289,8 +333,8 @@ def _score(
         n_sim_agents=len(scene.object_ids),
         n_evaluated_agents=scene.n_evaluated,
         agents=AgentScores(
-            object_ids=simulated.object_id,
-            object_types=simulated.object_type[0],
+            object_ids=scene.object_ids[: scene.n_evaluated],
+            object_types=scene.object_types[: scene.n_evaluated],
             log_likelihoods=per_agent,
             n_valid_steps=steps,
             average_displacement_error=displacement.mean(axis=0),

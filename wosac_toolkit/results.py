@@ -28,6 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wosac_toolkit.challenge import BUCKET_FIELDS, COMPONENTS, METRIC_FIELDS, Challenge
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.io.files import atomic_write
@@ -590,15 +592,31 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64()}
-    types |= {"int32": pa.int32(), "int8": pa.int8()}
     arrow_schema: pa.Schema = pa.schema(
-        [(name, types[kind]) for name, kind in schema.items()],
+        [(name, pa.type_for_alias(kind)) for name, kind in schema.items()],
         metadata={"wosac_schema_version": str(SCHEMA_VERSION)},
     )
     with atomic_write(path) as stream, pq.ParquetWriter(stream, arrow_schema) as writer:
         for columns in tables:
-            writer.write_table(pa.table(dict(columns), schema=arrow_schema))
+            arrays = [_arrow_array(columns[name], schema[name]) for name in schema]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=arrow_schema))
+
+
+def _arrow_array(values: Sequence[Any], kind: str) -> pa.Array:
+    """What `pyarrow.array` makes of a column, which would first import pandas: 0.3 s a run."""
+    import pyarrow as pa
+
+    there = np.array([value is not None for value in values], np.bool_)
+    valid = np.packbits(there, bitorder="little")
+    if kind == "string":
+        texts = [(value or "").encode() for value in values]
+        offsets = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        buffers = [valid, offsets, b"".join(texts)]
+    else:
+        filled = np.array([0 if value is None else value for value in values], kind)
+        buffers = [valid, filled]
+    type_ = pa.type_for_alias(kind)
+    return pa.Array.from_buffers(type_, len(values), [pa.py_buffer(buffer) for buffer in buffers])
 
 
 def write_findings(directory: Path, findings: Iterable[Finding]) -> None:

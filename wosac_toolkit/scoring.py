@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from tqdm import tqdm
-
 from wosac_toolkit import __version__, results
 from wosac_toolkit.challenge import Challenge, get_challenge
 from wosac_toolkit.errors import FormatError, WosacError, some_ids
@@ -28,6 +26,8 @@ from wosac_toolkit.validation import Finding, check_rollouts
 from wosac_toolkit.workers import Crew, n_workers, progress_bar
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from wosac_toolkit.io.rollouts import ArchivedRollouts, RolloutsRef
     from wosac_toolkit.io.tfrecord import RecordRef, ShardPath
     from wosac_toolkit.metric import ScenarioScore
@@ -227,7 +227,7 @@ def _find_work(
         n_tasks, chunk_size = len(records), 1  # A task brings a megabyte or more along.
     else:
         in_order = join.in_order(index_rollouts(rollouts))
-        tasks, n_tasks, chunk_size = iter(in_order), len(in_order), 8
+        tasks, n_tasks, chunk_size = iter(in_order), len(in_order), 4
     if limit is not None:
         tasks, n_tasks = islice(tasks, limit), min(limit, n_tasks)
     return _Work(join, tasks, n_tasks, chunk_size)
@@ -515,7 +515,7 @@ def _score_task(rules: _Rules, task: _Task) -> _Scored | list[Finding]:
 def _prepare() -> None:
     """Import what every task needs, numba above all."""
     from wosac_toolkit import metric  # noqa: F401
-    from wosac_toolkit.io import rollouts, scenarios  # noqa: F401
+    from wosac_toolkit.io import rollouts, scenario_proto  # noqa: F401
 
 
 def _origin(error: BaseException) -> str:

@@ -14,11 +14,12 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Generic, NoReturn, TypeVar
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from wosac_toolkit.errors import WosacError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -164,10 +165,26 @@ def _start_worker(
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, function, prepare), daemon=True)
-    with _keyboard_interrupt_held():
+    with _one_thread(), _keyboard_interrupt_held():
         process.start()
     theirs.close()
     return _Worker(process, ours)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let processes start with one thread: libraries look at these variables when they load.
+
+    OpenBLAS would spin up a thread a CPU in each worker as soon as NumPy is imported.
+    """
+    names = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    unset = [name for name in names if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, "1"))
+    try:
+        yield
+    finally:
+        for name in unset:
+            del os.environ[name]
 
 
 @contextmanager
@@ -222,7 +239,6 @@ def _work(
     prepare: Callable[[], object] | None,
 ) -> None:
     """What a worker process does: answer chunks of tasks one by one, until the pipe is closed."""
-    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
     if prepare is not None:
         prepare()
     try:
@@ -235,6 +251,8 @@ def _work(
 
 def progress_bar(total: int, *, what: str, show: bool = True) -> tqdm[NoReturn]:
     """A bar on stderr that counts scenes, with their rate and the remaining time."""
+    from tqdm import tqdm  # Not at the top: the workers have no use for it.
+
     bar: tqdm[NoReturn] = tqdm(
         total=total,
         unit=" scenes",

@@ -26,6 +26,11 @@ from wosac_toolkit.io.wire import (
     FIXED64,
     LENGTH_DELIMITED,
     VARINT,
+    encode_block,
+    encode_tag,
+    encode_varint,
+)
+from wosac_toolkit.io.wire_kernels import (
     ByteArray,
     Integer,
     as_array,
@@ -34,9 +39,6 @@ from wosac_toolkit.io.wire import (
     block,
     check,
     count_varints,
-    encode_block,
-    encode_tag,
-    encode_varint,
     fixed32,
     fixed64,
     skip,
@@ -196,20 +198,6 @@ def decode_scenario(data: bytes | bytearray | memoryview, *, where: str = "") ->
             raw, _spans(raw, _DYNAMIC_MAP_STATE, survey.n_light_steps), where
         ),
     )
-
-
-def peek_scenario_id(data: bytes | bytearray | memoryview, *, where: str = "") -> str:
-    """The first `scenario_id` of a serialised `Scenario`; what follows it is not looked at.
-
-    Empty where there is none. WOMD's records have it after the tracks and before the map.
-
-    Raises:
-        FormatError: the bytes up to the id are not a sound `Scenario` message.
-    """
-    raw = as_array(data)
-    start, stop = _find_scenario_id(raw)
-    check(stop, "Scenario", where)
-    return _text(raw[start:stop], where)
 
 
 def _text(raw: ByteArray, where: str) -> str:
@@ -384,18 +372,6 @@ def _survey(data: ByteArray) -> _Survey:
         current_time_index,
         pos,
     )
-
-
-@kernel
-def _find_scenario_id(data: ByteArray) -> tuple[Integer, Integer]:
-    pos, end = 0, len(data)
-    while pos < end:
-        tag, pos = varint(data, pos, end)
-        if tag == _SCENARIO_ID:
-            start, stop = block(data, pos, end)
-            return start, stop
-        pos = skip(data, pos, end, tag)
-    return pos, pos
 
 
 @kernel

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from tqdm import tqdm
-
 from wosac_toolkit.errors import FormatError, ScenarioError, WosacError
 from wosac_toolkit.io.files import atomic_write
-from wosac_toolkit.io.scenario_proto import decode_scenario, encode_scenario, peek_scenario_id
 from wosac_toolkit.io.tfrecord import (
     RecordRef,
     ShardPath,
@@ -21,7 +18,19 @@ from wosac_toolkit.io.tfrecord import (
     read_record,
     write_record,
 )
+from wosac_toolkit.io.wire import (
+    END_GROUP,
+    FIXED32,
+    FIXED64,
+    LENGTH_DELIMITED,
+    START_GROUP,
+    VARINT,
+    decode_varint,
+    malformed,
+)
 from wosac_toolkit.scenario import Scenario
+
+_SCENARIO_ID = 5 << 3 | LENGTH_DELIMITED
 
 
 def load_scenarios(path: ShardPath) -> Iterator[Scenario]:
@@ -57,6 +66,8 @@ def index_scenarios(path: ShardPath, progress: bool = False) -> dict[str, Record
         WosacError: there are no such files, or two records have the same scenario id.
         FormatError: a truncated or corrupt record, or one that is no `Scenario`.
     """
+    from tqdm import tqdm
+
     index: dict[str, RecordRef] = {}
     shards = find_shards(path)
     for shard in tqdm(shards, "indexing", unit="shard", leave=False, disable=not progress):
@@ -71,6 +82,47 @@ def index_scenarios(path: ShardPath, progress: bool = False) -> dict[str, Record
                 )
             index[scenario_id] = ref
     return index
+
+
+def peek_scenario_id(data: bytes | memoryview, *, where: str = "") -> str:
+    """The first `scenario_id` of a serialised `Scenario`; what follows it is not looked at.
+
+    Empty where there is none. WOMD's records have it after the tracks and before the map.
+
+    Raises:
+        FormatError: the bytes up to the id are not a sound `Scenario` message.
+    """
+    # Plain Python takes 0.1 ms a record. A kernel would save half of it, and take a second to load
+    # in a process that has no other use for kernels.
+    field = pos = depth = 0
+    end = len(data)
+    try:
+        while pos < end:
+            field = pos
+            tag, pos = decode_varint(data, pos)
+            kind = tag & 7
+            if kind == LENGTH_DELIMITED:
+                length, pos = decode_varint(data, pos)
+                if tag == _SCENARIO_ID and not depth and length <= end - pos:
+                    return bytes(data[pos : pos + length]).decode("utf-8")
+                pos += length
+            elif kind == FIXED64:
+                pos += 8
+            elif kind == VARINT:
+                _, pos = decode_varint(data, pos)
+            elif kind == FIXED32:
+                pos += 4
+            elif kind == START_GROUP:
+                depth += 1
+            elif kind == END_GROUP and depth:
+                depth -= 1
+            else:
+                raise malformed("Scenario", field, where)
+    except (IndexError, UnicodeDecodeError):
+        raise malformed("Scenario", field, where) from None
+    if pos != end:
+        raise malformed("Scenario", field, where)
+    return ""
 
 
 def read_scenario(ref: RecordRef) -> Scenario:
@@ -107,6 +159,8 @@ def write_scenarios(
     Raises:
         WosacError: `n_shards` is not a number of shards.
     """
+    from wosac_toolkit.io.scenario_proto import encode_scenario
+
     if not 1 <= n_shards <= 99_999:
         raise WosacError(f"cannot write {n_shards} shards", mend="give a number from 1 to 99999")
     folder = Path(directory)
@@ -120,6 +174,9 @@ def write_scenarios(
 
 
 def _decode(payload: bytes, where: str) -> Scenario:
+    # Imported here: indexing needs no kernels, and their import takes longer than it.
+    from wosac_toolkit.io.scenario_proto import decode_scenario
+
     scenario = decode_scenario(payload, where=where)
     _known(scenario.scenario_id, where)
     if not 0 <= scenario.current_time_index < scenario.n_steps:

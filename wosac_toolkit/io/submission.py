@@ -28,8 +28,6 @@ import numpy.typing as npt
 from wosac_toolkit.errors import FormatError, RolloutsError, some_ids
 from wosac_toolkit.io import wire
 from wosac_toolkit.io.files import atomic_write
-from wosac_toolkit.io.wire import Integer
-from wosac_toolkit.kernels.jit import kernel
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Int64Array
 
@@ -51,15 +49,15 @@ _PIECE_BYTES = 1 << 24
 # SimAgentsChallengeSubmission
 _SCENARIO_ROLLOUTS = 1 << 3 | wire.LENGTH_DELIMITED
 # ScenarioRollouts
-_SCENARIO_ID = 1 << 3 | wire.LENGTH_DELIMITED
-_JOINT_SCENE = 2 << 3 | wire.LENGTH_DELIMITED
+SCENARIO_ID = 1 << 3 | wire.LENGTH_DELIMITED
+JOINT_SCENE = 2 << 3 | wire.LENGTH_DELIMITED
 # JointScene
-_TRAJECTORY = 1 << 3 | wire.LENGTH_DELIMITED
+TRAJECTORY = 1 << 3 | wire.LENGTH_DELIMITED
 # SimulatedTrajectory. Its other fields belong to the scenario generation challenge and are skipped:
 # width 7, length 8, height 9 (floats), object_type 10, valid 11.
-_CENTER_X = 2
-_HEADING = 5
-_OBJECT_ID = 6 << 3 | wire.VARINT
+CENTER_X = 2
+HEADING = 5
+OBJECT_ID = 6 << 3 | wire.VARINT
 
 
 # Decoding one message
@@ -84,9 +82,13 @@ def decode_scenario_rollouts(data: bytes | memoryview, *, where: str) -> Rollout
         RolloutsError: no scenario id, a joint scene whose objects are not those of the first, or
             trajectories whose coordinates differ in length; names rollout and objects.
     """
-    array = wire.as_array(data)
-    n_scenes, n_trajectories, id_start, id_stop, pos = _count(array)
-    wire.check(pos, "ScenarioRollouts", where)
+    # Imported here: whoever only looks for messages needs no kernels.
+    from wosac_toolkit.io.submission_kernels import count, fill, measure
+    from wosac_toolkit.io.wire_kernels import as_array, check
+
+    array = as_array(data)
+    n_scenes, n_trajectories, id_start, id_stop, pos = count(array)
+    check(pos, "ScenarioRollouts", where)
     scenario_id = _scenario_id(bytes(array[id_start:id_stop]), where)
     where = f"{where}, scenario {scenario_id}"
     if max(n_scenes, n_trajectories) > MAX_TRAJECTORIES:
@@ -99,173 +101,15 @@ def decode_scenario_rollouts(data: bytes | memoryview, *, where: str) -> Rollout
     object_ids = np.empty(n_trajectories, np.int32)
     steps = np.empty(n_trajectories, np.int64)
     spans = np.empty((n_trajectories, 2), np.int64)
-    pos = _measure(array, sizes, object_ids, steps, spans)
-    wire.check(pos, "ScenarioRollouts", where)
+    pos = measure(array, sizes, object_ids, steps, spans)
+    check(pos, "ScenarioRollouts", where)
     n_objects = int(sizes[0]) if n_scenes else 0
     slots = _align(object_ids, sizes, where)
     n_steps = _common_length(steps, object_ids, n_objects, where)
     states = np.empty((n_scenes, n_objects, n_steps, 4), np.float32)
-    pos = _fill(array, spans, slots, states.view(np.uint32))
-    wire.check(pos, "ScenarioRollouts", where)
+    pos = fill(array, spans, slots, states.view(np.uint32))
+    check(pos, "ScenarioRollouts", where)
     return Rollouts(scenario_id, object_ids[:n_objects].astype(np.int64), states)
-
-
-@kernel
-def _count(data: wire.ByteArray) -> tuple[int, int, Integer, Integer, Integer]:
-    """Joint scenes, trajectories, span of the scenario id, and the position at the end."""
-    n_scenes = 0
-    n_trajectories = 0
-    id_start: Integer = 0
-    id_stop: Integer = 0
-    pos: Integer = 0
-    end = len(data)
-    while pos < end:
-        tag, pos = wire.varint(data, pos, end)
-        if tag == _SCENARIO_ID:
-            id_start, pos = wire.block(data, pos, end)
-            id_stop = pos
-        elif tag == _JOINT_SCENE:
-            child, stop = wire.block(data, pos, end)
-            while child < stop:
-                tag, child = wire.varint(data, child, stop)
-                if tag == _TRAJECTORY:
-                    _, child = wire.block(data, child, stop)
-                    n_trajectories += 1
-                else:
-                    child = wire.skip(data, child, stop, tag)
-            n_scenes += 1
-            pos = child
-        else:
-            pos = wire.skip(data, pos, end, tag)
-    return n_scenes, n_trajectories, id_start, id_stop, pos
-
-
-@kernel
-def _measure(
-    data: wire.ByteArray,
-    sizes: Int64Array,
-    object_ids: npt.NDArray[np.int32],
-    steps: Int64Array,
-    spans: Int64Array,
-) -> Integer:
-    """Fill `sizes` [R], the trajectories of each joint scene, and a row for each trajectory.
-
-    Its object id, its steps (-1 where x, y, z and heading differ in length), its span of bytes.
-    """
-    scene = 0
-    row = 0
-    pos: Integer = 0
-    end = len(data)
-    while pos < end:
-        tag, pos = wire.varint(data, pos, end)
-        if tag != _JOINT_SCENE:
-            pos = wire.skip(data, pos, end, tag)
-            continue
-        child, stop = wire.block(data, pos, end)
-        while child < stop:
-            tag, child = wire.varint(data, child, stop)
-            if tag != _TRAJECTORY:
-                child = wire.skip(data, child, stop, tag)
-                continue
-            start, last = wire.block(data, child, stop)
-            object_ids[row], steps[row], child = _measure_trajectory(data, start, last)
-            spans[row, 0] = start
-            spans[row, 1] = last
-            sizes[scene] += 1
-            row += 1
-        scene += 1
-        pos = child
-    return pos
-
-
-@kernel
-def _measure_trajectory(
-    data: wire.ByteArray, pos: Integer, end: Integer
-) -> tuple[np.int32, int, Integer]:
-    """Object id, steps or -1, and the position at the end of a `SimulatedTrajectory`."""
-    object_id: Integer = 0
-    n_x = 0
-    n_y = 0
-    n_z = 0
-    n_heading = 0
-    while pos < end:
-        tag, pos = wire.varint(data, pos, end)
-        field = tag >> 3
-        if tag == _OBJECT_ID:
-            object_id, pos = wire.varint(data, pos, end)
-        elif field < _CENTER_X or field > _HEADING:
-            pos = wire.skip(data, pos, end, tag)
-        else:
-            count = 0
-            if tag & 7 == wire.LENGTH_DELIMITED:
-                start, pos = wire.block(data, pos, end)
-                count = (pos - start) >> 2
-                if (pos - start) & 3 != 0:
-                    pos = wire.poison(start)
-            else:
-                count = 1 if tag & 7 == wire.FIXED32 else 0
-                pos = wire.skip(data, pos, end, tag)
-            if field == 2:
-                n_x += count
-            elif field == 3:
-                n_y += count
-            elif field == 4:
-                n_z += count
-            else:
-                n_heading += count
-    if n_y != n_x or n_z != n_x or n_heading != n_x:
-        n_x = -1
-    return np.int32(object_id), n_x, pos
-
-
-@kernel
-def _fill(
-    data: wire.ByteArray, spans: Int64Array, slots: Int64Array, bits: npt.NDArray[np.uint32]
-) -> Integer:
-    """Copy the floats of every trajectory to `bits` [R, N, T, 4], in the order of `slots`."""
-    n_objects = bits.shape[1]
-    filled = np.empty(4, np.int64)
-    for row in range(len(spans)):
-        target = bits[row // n_objects, slots[row]]
-        filled[:] = 0
-        pos = _fill_trajectory(data, spans[row, 0], spans[row, 1], filled, target)
-        if pos >= wire.POISON:
-            return pos
-    return 0
-
-
-@kernel
-def _fill_trajectory(
-    data: wire.ByteArray,
-    pos: Integer,
-    end: Integer,
-    filled: Int64Array,
-    bits: npt.NDArray[np.uint32],
-) -> Integer:
-    """Copy x, y, z and heading to `bits` [T, 4]; `filled` [4] counts the steps of each."""
-    n_steps = len(bits)
-    while pos < end:
-        tag, pos = wire.varint(data, pos, end)
-        column = (tag >> 3) - _CENTER_X
-        packed = tag & 7 == wire.LENGTH_DELIMITED
-        if column < 0 or column > 3 or not (packed or tag & 7 == wire.FIXED32):
-            pos = wire.skip(data, pos, end, tag)
-            continue
-        start = pos
-        if packed:
-            start, pos = wire.block(data, pos, end)
-        else:
-            _, pos = wire.fixed32(data, pos, end)
-        step = filled[column]
-        # Measured before, but what is written to is checked where it is written.
-        if step + ((pos - start) >> 2) > n_steps:
-            return wire.poison(start)
-        while start < pos:
-            bits[step, column] = wire.bits32(data, start)
-            start += 4
-            step += 1
-        filled[column] = step
-    return pos
 
 
 def _align(object_ids: npt.NDArray[np.int32], sizes: Int64Array, where: str) -> Int64Array:
@@ -428,8 +272,8 @@ def _is_bare(stream: io.BufferedReader, end: int, where: str) -> bool:
     head = stream.peek()
     first = next(_fields(io.BytesIO(head), 0, end, where))
     length = first.stop - first.start
-    bare = first.tag == _JOINT_SCENE
-    if first.tag == _SCENARIO_ID and 0 < length <= _MAX_ID_BYTES:
+    bare = first.tag == JOINT_SCENE
+    if first.tag == SCENARIO_ID and 0 < length <= _MAX_ID_BYTES:
         text = head[first.start : first.stop]
         bare = not any(byte < 0x20 or byte == 0x7F for byte in text)
     if bare and end > MAX_MESSAGE_BYTES:
@@ -439,7 +283,7 @@ def _is_bare(stream: io.BufferedReader, end: int, where: str) -> bool:
 
 def _first_id(stream: io.BufferedReader, start: int, stop: int, where: str) -> str:
     for field in _fields(stream, start, stop, where):
-        if field.tag == _SCENARIO_ID:
+        if field.tag == SCENARIO_ID:
             return _scenario_id(_read(stream, field.stop - field.start, where), where)
         stream.seek(field.stop)
     return _scenario_id(b"", where)
@@ -548,15 +392,15 @@ def encode_scenario_rollouts(rollouts: Rollouts) -> bytes:
     for row, object_id in enumerate(ids.tolist()):
         trajectory: list[bytes | npt.NDArray[np.uint8]] = []
         for column in range(4 if n_steps else 0):
-            tag = wire.encode_tag(_CENTER_X + column, wire.LENGTH_DELIMITED)
+            tag = wire.encode_tag(CENTER_X + column, wire.LENGTH_DELIMITED)
             trajectory += [tag + wire.encode_varint(4 * n_steps), floats[row, column]]
         trajectory.append(
-            wire.encode_varint(_OBJECT_ID) + wire.encode_varint(object_id),
+            wire.encode_varint(OBJECT_ID) + wire.encode_varint(object_id),
         )
         length = sum(_width(piece) for piece in trajectory)
-        pieces += [wire.encode_varint(_TRAJECTORY) + wire.encode_varint(length), *trajectory]
+        pieces += [wire.encode_varint(TRAJECTORY) + wire.encode_varint(length), *trajectory]
     length = sum(_width(piece) for piece in pieces)
-    pieces.insert(0, wire.encode_varint(_JOINT_SCENE) + wire.encode_varint(length))
+    pieces.insert(0, wire.encode_varint(JOINT_SCENE) + wire.encode_varint(length))
     table = np.empty((n_rollouts, sum(_width(piece) for piece in pieces)), np.uint8)
     start = 0
     for piece in pieces:
