@@ -130,6 +130,7 @@ def _sign(
     x: float,
     y: float,
     i: int,
+    side: float,
     before: bool,
     after: bool,
     start: Float32Array,
@@ -139,8 +140,10 @@ def _sign(
     convex_before: BoolArray,
     convex_after: BoolArray,
 ) -> float:
-    """Sign of the distance of (x, y) to segment `i`, if it projects before, after or within it."""
-    side = _side(x, y, i, start, delta)
+    """Sign of the distance of (x, y) to segment `i`, if it projects before, after or within it.
+
+    `side` is the side of `i` on which it lies.
+    """
     if before:
         other = _side(x, y, prior[i], start, delta)
         side = max(side, other) if convex_before[i] else min(side, other)
@@ -413,7 +416,7 @@ def _nearest_listed(
     block_bound: Float32Array,
     squares: Float32Array,
 ) -> int:
-    """The nearest segment in blocks `begin` to `end`, and of equally near ones the first.
+    """Where the nearest segment stands in blocks `begin` to `end`; of equally near ones the first.
 
     Args:
         x, y, z: the point.
@@ -427,6 +430,7 @@ def _nearest_listed(
     best = _INFINITY
     limit = _INFINITY
     nearest = -1
+    place = -1
     for b in range(begin, end):
         if block_bound[b] - offset > best * _SLACK_RATIO:
             break
@@ -448,8 +452,8 @@ def _nearest_listed(
                 distance = np.sqrt(squares[k])
                 i = block_segment[b, k]
                 if distance < best or (distance == best and i < nearest):
-                    best, nearest = distance, i
-    return nearest
+                    best, nearest, place = distance, i, b * _LANES + k
+    return place
 
 
 @inlined
@@ -503,24 +507,30 @@ def _signed_distances(
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
                     c = cell_of[r, t, a, k]
                     if c >= 0:
-                        dx, dy = x - centre[c, 0], y - centre[c, 1]
-                        dz = (bottom - centre[c, 2]) * _Z_STRETCH
-                        offset = np.sqrt(dx * dx + dy * dy + dz * dz) + _SLACK_M
-                        nearest = _nearest_listed(
+                        ox, oy = x - centre[c, 0], y - centre[c, 1]
+                        oz = (bottom - centre[c, 2]) * _Z_STRETCH
+                        offset = np.sqrt(ox * ox + oy * oy + oz * oz) + _SLACK_M
+                        place = _nearest_listed(
                             x, y, bottom, offset, cell_blocks[c], cell_blocks[c + 1],
                             block, block_segment, block_bound, squares,
                         )  # fmt: skip
+                        b, lane = place // _LANES, place % _LANES
+                        nearest, length = block_segment[b, lane], block[b, 6, lane]
+                        px, py = x - block[b, 0, lane], y - block[b, 1, lane]
+                        dx, dy = block[b, 3, lane], block[b, 4, lane]
                     else:
                         _squared_distances(
                             x, y, bottom, 0, n_segments, start, delta, square, all_squares
                         )
-                        nearest = np.argmin(np.sqrt(all_squares))
-                    s = _projection(x, y, nearest, start, delta, square)
-                    clipped = min(max(s, ZERO), ONE)
-                    ex = (x - start[0, nearest]) - delta[0, nearest] * clipped
-                    ey = (y - start[1, nearest]) - delta[1, nearest] * clipped
+                        nearest = np.int32(np.argmin(np.sqrt(all_squares)))
+                        length = square[nearest]
+                        px, py = x - start[0, nearest], y - start[1, nearest]
+                        dx, dy = delta[0, nearest], delta[1, nearest]
+                    t_on = ZERO if length == ZERO else (px * dx + py * dy) / length
+                    clipped = min(max(t_on, ZERO), ONE)
+                    ex, ey = px - dx * clipped, py - dy * clipped
                     sign = _sign(
-                        x, y, nearest, s < ZERO, s > ONE,
+                        x, y, nearest, np.sign(px * dy - py * dx), t_on < ZERO, t_on > ONE,
                         start, delta, prior, following, convex_before, convex_after,
                     )  # fmt: skip
                     worst = max(worst, sign * np.sqrt(ex * ex + ey * ey))
@@ -606,8 +616,9 @@ def _planar_signed_distances(
                                 if distance < best:
                                     best, best_square, nearest = distance, squares[i], i
                         s = _projection(x, y, nearest, start, delta, square)
+                        side = _side(x, y, nearest, start, delta)
                         sign = _sign(
-                            x, y, nearest, s < ZERO, s >= ONE,
+                            x, y, nearest, side, s < ZERO, s >= ONE,
                             start, delta, prior, following, convex_before, convex_after,
                         )  # fmt: skip
                         if abs(sign * best) < abs(result):
