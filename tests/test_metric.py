@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -105,6 +107,15 @@ def test_threads_do_not_change_a_bit(crossing, year):
     rollouts = log_rollouts(crossing, 7, noise=0.02)
     a, b, c = (score_scenario(crossing, rollouts, year, threads=n).metrics() for n in (1, 2, 5))
     assert a == b == c
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_process_starts_threads_of_its_own(crossing):
+    rollouts = log_rollouts(crossing, 4, noise=0.02)
+    expected = score_scenario(crossing, rollouts, threads=2).metametric
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        result = pool.apply_async(score_scenario, (crossing, rollouts, "2025", 2))
+        assert result.get(timeout=60).metametric == expected
 
 
 def moved(scenario: Scenario, rollouts: Rollouts, angle: float, shift: np.ndarray):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from math import isfinite, nan
 
 import numpy as np
@@ -210,8 +212,7 @@ def _gather(
         replace(rollouts, states=states)
         for states in np.array_split(rollouts.states, min(threads, rollouts.n_rollouts))
     ]
-    with ThreadPoolExecutor(len(shares)) as pool:
-        parts = list(pool.map(lambda share: _evidence(scene, logged, share), shares))
+    parts = list(_pool(threads).map(lambda share: _evidence(scene, logged, share), shares))
     red = [part.ran_red for part in parts if part.ran_red is not None]
     return _Evidence(
         tallies={
@@ -223,6 +224,17 @@ def _gather(
         offroad=np.concatenate([part.offroad for part in parts]),
         ran_red=np.concatenate(red) if red else None,
     )
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept: starting them takes as long as a tenth of a score."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="wosac")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process inherits the pool but not its threads, and would wait for them forever.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _evidence(scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts) -> _Evidence:
