@@ -29,7 +29,7 @@ Int32Array = npt.NDArray[np.int32]
 _Z_STRETCH = np.float32(3.0)
 _CYCLIC_TOLERANCE_M2 = np.float32(1.0)
 # Smaller cells are listed too often, larger ones list too many segments.
-_CELL_M, _CELL_HEIGHT_M = 1.5, 0.5
+_CELL_M, _CELL_HEIGHT_M = 2.5, 0.5
 _CELL_REACH = math.sqrt((_CELL_M / 2) ** 2 * 2 + (_CELL_HEIGHT_M / 2 * 3.0) ** 2)
 # Beyond, float32 is too coarse for cells; such corners are compared with every segment.
 _FAR = np.float32(1e5)
