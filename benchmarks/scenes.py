@@ -18,8 +18,7 @@ from wosac_toolkit.baselines import simulate_baseline
 from wosac_toolkit.errors import ScenarioError
 from wosac_toolkit.features import prepare_scene
 from wosac_toolkit.io import wire
-from wosac_toolkit.io.scenarios import peek_scenario_id
-from wosac_toolkit.io.scenarios import write_scenarios
+from wosac_toolkit.io.scenarios import peek_scenario_id, write_scenarios
 from wosac_toolkit.io.submission import SubmissionMetadata, write_submission
 from wosac_toolkit.io.tfrecord import find_shards, iter_records, write_records
 from wosac_toolkit.rollouts import Rollouts
