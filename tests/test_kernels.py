@@ -117,6 +117,18 @@ def test_displacement_is_averaged_over_history_and_future_valid_in_the_log():
     assert errors[0, 1] == pytest.approx(5 * 39 / 50, rel=1e-4)
 
 
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 31, 32, 91, 288])
+def test_sums_are_those_of_all_values_whatever_their_order(n):
+    values = np.random.default_rng(n).integers(0, 1000, n).astype(F)  # exact in any order
+    assert kinematics.float32_sum(values) == values.sum()
+
+
+def test_sums_have_tensorflows_rounding():
+    # tf.reduce_sum of TensorFlow 2.13 on the CPU.
+    values = (np.arange(1, 289) ** 1.7 / 7).astype(F)
+    assert kinematics.float32_sum(values) == F(232236.71875)
+
+
 @pytest.mark.parametrize("rounding", [0.7, 0.0])
 @pytest.mark.parametrize(("seed", "origin"), SCENES + FAR_OFF)
 def test_distance_to_the_nearest_object(seed, origin, rounding):

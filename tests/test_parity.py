@@ -1,8 +1,8 @@
 """Exactness: our numbers against recorded results of the official scorers.
 
 The criterion, for every bundle and every year: each field of a scene's metrics and each bucket
-within 1e-5 of the official value (within 1e-6 for likelihoods, rates and the meta-metric); every
-feature array within 1e-4 absolute, the official sentinels apart; every indicator identical.
+within 1e-6 of the official value; every feature array within 1e-4 absolute, the official sentinels
+apart; every indicator identical.
 
 `tests/official/` holds results of the official packages on synthetic scenes, recorded by
 `make oracle`; those on real scenes lie outside the repository.
@@ -35,11 +35,10 @@ def assert_matches(score: ScenarioScore, official: dict, buckets: dict) -> None:
             assert score.scenario_id == expected
             continue
         got = score.buckets()[name] if name in buckets else ours[name]
-        tolerance = 1e-5 if "displacement" in name or name == "min_ade" else 1e-6
         if np.isnan(expected):
             assert np.isnan(got), name
         else:
-            assert got == pytest.approx(expected, abs=tolerance), name
+            assert got == pytest.approx(expected, rel=0, abs=1e-6), name
 
 
 def assert_features_match(features: Features, recorded: dict[str, np.ndarray]) -> None:

@@ -19,6 +19,7 @@ from wosac_toolkit.features import (
     prepare_scene,
     simulated_features,
 )
+from wosac_toolkit.kernels.kinematics import float32_sum
 from wosac_toolkit.likelihood import (
     LoggedCounts,
     Tally,
@@ -300,6 +301,11 @@ def leave_one_out(
     return LeaveOneOut(_score(scene, logged, evidence), metametric, likelihoods)
 
 
+def _float32_mean(values: Float32Array) -> float:
+    """Mean of float32 [n] as `tf.reduce_mean` rounds it."""
+    return float(float32_sum(values) / np.float32(len(values)))
+
+
 def _likelihood(sums: Float64Array, log_counts: Int64Array) -> Float64Array:
     """Likelihood [...] from log-likelihoods summed over each agent's steps [..., E].
 
@@ -334,8 +340,9 @@ def _score(scene: PreparedScene, logged: LoggedCounts, evidence: _Evidence) -> S
         scenario_id=scene.scenario_id,
         challenge=challenge.name,
         metametric=metametric,
-        average_displacement_error=float(displacement.mean()),
-        min_average_displacement_error=float(displacement.mean(axis=1).min()),
+        # In float32 and the official order, which displacements of hundreds of metres show.
+        average_displacement_error=_float32_mean(evidence.displacement.ravel()),
+        min_average_displacement_error=min(map(_float32_mean, evidence.displacement)),
         **{"traffic_light_violation_likelihood": None, **likelihoods},  # type: ignore[arg-type]
         simulated_collision_rate=float(collided.mean()) if challenge.reports_rates else None,
         simulated_offroad_rate=float(offroad.mean()) if challenge.reports_rates else None,
