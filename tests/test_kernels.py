@@ -174,7 +174,7 @@ def test_time_to_collision(seed, origin, central):
                  x.transpose(0, 2, 1))[0].transpose(0, 2, 1)[:, 2:]  # fmt: skip
     heading = np.ascontiguousarray(heading[:, 2:])
     got = np.empty((len(x), 7, heading.shape[1]), F)
-    time_to_collision.times_to_collision(x, y, heading, length, width, valid, central, got)
+    time_to_collision.times_to_collision(x, y, heading, length, width, valid, int(central), got)
     for r in range(len(x)):
         expected = oracle.times_to_collision(
             x[r, 2:], y[r, 2:], heading[r], kernel_sin_cos, length, width, valid, speed[r], 7

@@ -158,6 +158,7 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
             mend="the metric is undefined without them, leave the scene out",
         )
 
+    # Not `scenario.sim_agents()`: the official code too has the challenge's step, not the record's.
     simulated = np.flatnonzero(tracks.valid[:, current])
     rows = np.concatenate([evaluated, simulated[~np.isin(simulated, evaluated)]])
     states = np.concatenate(
@@ -284,7 +285,7 @@ def _features(
 
     time = np.empty(shape, np.float32)
     time_to_collision.times_to_collision(
-        x, y, heading, length, width, valid, challenge.difference == "central", time
+        x, y, heading, length, width, valid, int(challenge.difference == "central"), time
     )
 
     corners = np.empty((n_rollouts, n_steps, n_evaluated, 8), np.float32)

@@ -239,7 +239,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _evidence(scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts) -> _Evidence:
-    if not np.isfinite(rollouts.states.min(initial=0.0) + rollouts.states.max(initial=0.0)):
+    if not np.isfinite(rollouts.states).all():
         raise RolloutsError(
             "a simulated state is not finite",
             where=f"scenario {scene.scenario_id}",

@@ -1,4 +1,4 @@
-"""The one decorator of all kernels.
+"""The decorators of all kernels.
 
 `cache`: compiled once a machine. `error_model="numpy"`: a division by zero gives inf or nan, as in
 the official code, not an exception. `nogil`: several scenes or rollouts may run in threads of one

@@ -24,19 +24,16 @@ _NAN = np.float32(np.nan)
 
 
 @inlined
-def _planar_speed(x: Float32Array, y: Float32Array, r: int, t: int, n: int, central: bool) -> float:
+def _planar_speed(x: Float32Array, y: Float32Array, r: int, t: int, n: int, lead: int) -> float:
     """Speed of agent `n` at the simulated step `t`; `x` and `y` start two steps earlier.
 
-    NaN at the last step under central differences, as in the official code.
+    From the step before to `lead` steps after; NaN where there is none, as in the official code.
     """
-    if central:
-        if t + 3 >= x.shape[1]:
-            return _NAN
-        dx = (x[r, t + 3, n] - x[r, t + 1, n]) / TWO
-        dy = (y[r, t + 3, n] - y[r, t + 1, n]) / TWO
-    else:
-        dx = x[r, t + 2, n] - x[r, t + 1, n]
-        dy = y[r, t + 2, n] - y[r, t + 1, n]
+    if t + 2 + lead >= x.shape[1]:
+        return _NAN
+    n_steps = np.float32(1 + lead)
+    dx = (x[r, t + 2 + lead, n] - x[r, t + 1, n]) / n_steps
+    dy = (y[r, t + 2 + lead, n] - y[r, t + 1, n]) / n_steps
     return np.sqrt(dx * dx + dy * dy) / STEP_SECONDS
 
 
@@ -48,7 +45,7 @@ def times_to_collision(
     length: Float32Array,
     width: Float32Array,
     valid: BoolArray,
-    central: bool,
+    lead: int,
     times: Float32Array,
 ) -> None:
     """Fill `times` for the first E of N agents.
@@ -62,7 +59,7 @@ def times_to_collision(
         heading: float32 [R, T, N].
         length, width: float32 [N].
         valid: bool [T, N].
-        central: speeds by central differences, else by backward ones.
+        lead: steps that speeds look ahead: 1 for central differences, 0 for those to the last step.
         times: float32 [R, E, T], written, in seconds.
     """
     n_rollouts, n_steps, n_agents = heading.shape
@@ -117,8 +114,8 @@ def times_to_collision(
                         ahead = n
                 time = MAXIMUM_TIME_TO_COLLISION
                 if ahead >= 0:
-                    closing = _planar_speed(x, y, r, t, e, central) - _planar_speed(
-                        x, y, r, t, ahead, central
+                    closing = _planar_speed(x, y, r, t, e, lead) - _planar_speed(
+                        x, y, r, t, ahead, lead
                     )
                     if closing > ZERO:
                         time = min(nearest / closing, MAXIMUM_TIME_TO_COLLISION)
