@@ -46,6 +46,12 @@ def goldens_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smart_fixtures_dir() -> Path:
+    """What the public SMART / CAT-K code gives for known weights and inputs."""
+    return _shared_folder("smart_fixtures")
+
+
+@pytest.fixture(scope="session")
 def make_scenario() -> Callable[..., Scenario]:
     """A function that builds small scenes by hand, see `_make_scenario`."""
     return _make_scenario

@@ -164,7 +164,7 @@ class AgentDecoder(nn.Module):
         position, heading = states.position.flatten(0, 2), states.heading.flatten(0, 2)
         kept = states.valid
         if self.training:
-            kept = kept & (torch.rand(shape, device=kept.device) >= self.config.history_drop)
+            kept = kept & self._kept(kept)
         past = neighbours.own_past(kept.flatten(1), self.config.time_span)
 
         def relation(table: Table) -> Tensor:
@@ -207,7 +207,10 @@ class AgentDecoder(nn.Module):
         """
         shape = states.valid.shape
         position, heading = states.position.flatten(0, 1), states.heading.flatten(0, 1)
-        past = neighbours.last_states(memory.valid.flatten(1), states.valid.flatten())
+        seen = memory.valid
+        if self.training:
+            seen = seen & self._kept(seen)
+        past = neighbours.last_states(seen.flatten(1), states.valid.flatten())
         old_position, old_heading = memory.position.flatten(0, 2), memory.heading.flatten(0, 2)
         ago = memory.ago()
 
@@ -239,6 +242,10 @@ class AgentDecoder(nn.Module):
 
     def _layers(self) -> zip[tuple[nn.Module, ...]]:
         return zip(self.time_layers, self.map_layers, self.agent_layers, strict=True)
+
+    def _kept(self, valid: Tensor) -> Tensor:
+        """The states that temporal attention does not leave out, drawn anew in each pass."""
+        return torch.rand(valid.shape, device=valid.device) >= self.config.history_drop
 
     def _features(self, context: AgentContext, states: States, displacement: Tensor) -> Tensor:
         """What agents [..., A] bring to the first layer: [..., A, D]."""
