@@ -70,7 +70,10 @@ def recorded_small(folder: Path, name: str) -> Recorded:
     scenes = load_file(folder / f"synthetic_small/{raw}_raw.safetensors")
     n = 1 + max(int(key.split("/")[0]) for key in scenes)
     points = [scenes[f"{i}/map_save/traj_pos"] for i in range(n)]
-    values = load_file(folder / f"synthetic_small/{name}.safetensors")
+    values = load_file(folder / f"synthetic_small/{raw}_eval_indexorder.safetensors")
+    # What was recorded in training lacks the map, which is the same.
+    values = {k: v for k, v in values.items() if k.startswith("map/")}
+    values |= load_file(folder / f"synthetic_small/{name}.safetensors")
     return _recorded(small_model(folder), values, torch.cat(points))
 
 
