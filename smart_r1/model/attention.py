@@ -138,7 +138,7 @@ class AttentionLayer(nn.Module):
                 keys_values,
                 relation,
                 table.sources,
-                table.present,
+                table.absent,
             )
             for table, relation in zip(neighbours.tables, relations, strict=True)
         ]
@@ -165,7 +165,7 @@ class AttentionLayer(nn.Module):
         keys_values: Tensor,
         relation: Tensor,
         sources: Tensor,
-        present: Tensor,
+        absent: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The weighted sums over the sources of a table's targets.
 
@@ -175,16 +175,15 @@ class AttentionLayer(nn.Module):
             keys_values: [N, 2 * inner].
             relation: [t, K, D].
             sources: [t, K].
-            present: [t, K].
+            absent: [t, 1, K].
 
         Returns:
             Values [t, H, width], relations [t, H, D], and weights [t, H].
         """
-        keys, values = keys_values[sources].chunk(2, dim=-1)
-        scores = torch.baddbmm(
-            torch.bmm(relation_query, relation.transpose(1, 2)), query, keys.transpose(1, 2)
-        )
-        weights = scores.masked_fill(~present[:, None], -math.inf).softmax(dim=-1)
+        # An embedding is the fastest way to gather rows.
+        keys, values = functional.embedding(sources, keys_values).chunk(2, dim=-1)
+        scores = torch.bmm(relation_query, relation.transpose(1, 2)) + absent
+        weights = torch.baddbmm(scores, query, keys.transpose(1, 2)).softmax(dim=-1)
         weights = functional.dropout(weights, self.dropout, self.training)
         all_heads = torch.bmm(weights, values).unflatten(-1, (self.n_heads, self.head_dim))
         own = all_heads.diagonal(dim1=1, dim2=2).transpose(1, 2)

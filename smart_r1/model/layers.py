@@ -58,9 +58,10 @@ class FourierEmbedding(nn.Module):
     def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """[..., n_in], and [..., D] to be added, to [..., D]."""
         total = offset
+        angular = self.frequencies * (2 * math.pi)
         for i, scalar in enumerate(self.scalars):
             column = x[..., i : i + 1]
-            phase = column * self.frequencies[i] * (2 * math.pi)
+            phase = column * angular[i]
             one = scalar(torch.cat([phase.cos(), phase.sin(), column], dim=-1))
             total = one if total is None else total + one
         result: Tensor = self.out(total)

@@ -7,6 +7,7 @@ small enough that what is computed for one stays in a processor's cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 #: Most cells of a table. A CPU is fastest while a table's features stay in its cache; a GPU where
 #: there are few tables.
-_CELLS = {"cpu": 8192, "cuda": 1 << 20}
+_CELLS = {"cpu": 2048, "cuda": 1 << 20}
 
 #: Most entries of a matrix of distances.
 _PAIRS = 1 << 24
@@ -33,12 +34,13 @@ class Table:
     Attributes:
         targets: long [t], rows of the targets.
         sources: long [t, K], rows of the sources; any row where there is none.
-        present: bool [t, K]; each target has one source at least.
+        absent: [t, 1, K], what to add to scores: 0 where there is a source, else -inf; each target
+            has one source at least.
     """
 
     targets: Tensor
     sources: Tensor
-    present: Tensor
+    absent: Tensor
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,9 +79,10 @@ def tabulate(targets: Tensor, sources: Tensor, n_targets: int) -> Neighbours:
     for first, last, width in _runs(sorted_degree[:n_present].tolist(), _CELLS[device.type]):
         chosen = by_degree[first:last]
         column = torch.arange(width, device=device)
-        present = column < degree[chosen, None]
+        absent = torch.zeros(len(chosen), 1, width, device=device)
+        absent.masked_fill_((column >= degree[chosen, None])[:, None], -math.inf)
         entry = (start[chosen, None] + column).clamp_(max=len(sources) - 1)
-        tables.append(Table(chosen, sources[entry], present))
+        tables.append(Table(chosen, sources[entry], absent))
     return Neighbours(tables, place)
 
 
