@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,report]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -56,7 +56,7 @@ oracle: $(INSTALLED) $(ORACLE)/.installed
 ORACLE_PYTHON ?= $(ORACLE)/bin/python
 RESULTS := benchmarks/results
 bench: $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,train]'
 	$(BIN)/python benchmarks/targets.py --json $(RESULTS)/targets.json
 	$(BIN)/python benchmarks/count_work.py --json $(RESULTS)/work.json
 	if [ -x $(ORACLE_PYTHON) ]; then \

@@ -21,6 +21,10 @@ from wosac_toolkit.scenario import (
     TrafficLights,
 )
 
+# Torch's threads wait for each other by spinning: on a busy machine two of them are far slower than
+# one. Tests of small models gain nothing from more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 #: Real WOMD scenes and official results on them live outside the repository: the dataset's licence
 #: forbids shipping them. `WOSAC_SHARED` names the folder; beside the checkout is looked for too.
 SHARED = Path(os.environ.get("WOSAC_SHARED", Path(__file__).parents[2] / "shared"))

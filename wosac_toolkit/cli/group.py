@@ -15,7 +15,11 @@ from wosac_toolkit.cli.help import Group
 _MOST_FINDINGS = 20
 
 # Packages that come with an extra, and which.
-_EXTRAS = {"torch": "train", "safetensors": "train", "yaml": "train", "tensorboard": "train"}
+_EXTRAS = {
+    **dict.fromkeys(("torch", "safetensors", "yaml", "tensorboard"), "train"),
+    **dict.fromkeys(("jinja2", "matplotlib"), "report"),
+    "wandb": "wandb",
+}
 
 
 class LazyGroup(Group):
