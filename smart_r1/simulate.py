@@ -23,6 +23,7 @@ from smart_r1.tokens.motion import MotionTokens, class_boxes, play_out
 from smart_r1.tokens.vocabulary import CLASS_SIZE
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.rollouts import Rollouts
+from wosac_toolkit.scenario import Float32Array, Float64Array
 
 N_STEPS = 16
 """Tokens of 8 s."""
@@ -69,6 +70,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.top_k < 1 or not self.temperature > 0:
             raise WosacError(f"{self}: top_k must be at least 1 and the temperature above 0")
+
+
+DEFAULT_SAMPLING = Sampling()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -123,8 +127,8 @@ def begin(model: SMART, batch: SceneBatch, tokens: MotionTokens) -> Beginning:
         tokens: the logged tracks, [A, 18]; only the history is looked at.
     """
     context, encoded = model.context(batch), model.encode_map(batch)
-    logged = (tokens.index, tokens.position, tokens.heading, tokens.valid)
-    history = States(*(field[:, : FIRST_PREDICTED + 1, None].movedim(0, 2) for field in logged))
+    logged = States(tokens.index, tokens.position, tokens.heading, tokens.valid)
+    history = logged.mapped(lambda field: field[:, : FIRST_PREDICTED + 1, None].movedim(0, 2))
     features, keys_values = model.agent_decoder(context, encoded, history)
     return Beginning(encoded, context, history, features[-1], keys_values)
 
@@ -142,17 +146,13 @@ def simulate(model: SMART, beginning: Beginning, choose: Choice, n_rollouts: int
         n_rollouts: R.
     """
     decoder, context, encoded = model.agent_decoder, beginning.context, beginning.encoded
-    memory = Memory(
-        model.config.time_span, n_rollouts, beginning.history, beginning.keys_values
-    )
+    memory = Memory(model.config.time_span, n_rollouts, beginning.history, beginning.keys_values)
 
     def repeated(field: Tensor) -> Tensor:
         return field.expand(n_rollouts, *field.shape[1:])
 
-    states = [
-        States(*(repeated(field[step]) for field in beginning.history))
-        for step in range(len(beginning.history.valid))
-    ]
+    n_history = len(beginning.history.valid)
+    states = [beginning.history.at(step).mapped(repeated) for step in range(n_history)]
     logits = repeated(decoder.logits(beginning.features))
     classes = context.classes.expand(n_rollouts, -1).flatten()
     paths, headings, log_probabilities = [], [], []
@@ -164,19 +164,17 @@ def simulate(model: SMART, beginning: Beginning, choose: Choice, n_rollouts: int
         index = choose(Decision(step, logits, now.position, now.heading))
         chosen = logits.gather(-1, index.unsqueeze(-1)).squeeze(-1)
         log_probabilities.append(chosen - logits.logsumexp(-1))
-        path, heading = play_out(
-            index.flatten(), now.position.flatten(0, 1), now.heading.flatten(), classes, model.motion
-        )
+        position, heading = now.position.flatten(0, 1), now.heading.flatten()
+        path, heading = play_out(index.flatten(), position, heading, classes, model.motion)
         path, heading = path.unflatten(0, index.shape), heading.unflatten(0, index.shape)
         paths.append(path)
         headings.append(heading)
         states.append(States(index, path[..., -1, :], heading[..., -1], now.valid))
-    index, position, heading, valid = (torch.stack(fields, 2) for fields in zip(*states, strict=True))
     return ClosedLoop(
-        index,
-        position,
-        heading,
-        valid,
+        torch.stack([one.index for one in states], 2),
+        torch.stack([one.position for one in states], 2),
+        torch.stack([one.heading for one in states], 2),
+        torch.stack([one.valid for one in states], 2),
         torch.cat(paths, 2),
         torch.cat(headings, 2),
         torch.stack(log_probabilities, 2),
@@ -220,7 +218,7 @@ def sample(batch: SceneBatch, rollouts: Sequence[int], sampling: Sampling, seed:
     return choose
 
 
-def _uniforms(seed: int, scenario_id: str, rollout: int, n_agents: int) -> np.ndarray:
+def _uniforms(seed: int, scenario_id: str, rollout: int, n_agents: int) -> Float64Array:
     """In [0, 1): float64 [16, A]."""
     scene = hashlib.blake2b(scenario_id.encode(), digest_size=8).digest()
     rng = np.random.Generator(
@@ -272,7 +270,7 @@ def simulate_scenes(
     scenes: Sequence[SceneTensors],
     *,
     n_rollouts: int = 32,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = DEFAULT_SAMPLING,
     seed: int = 0,
 ) -> list[Rollouts]:
     """Sample rollouts of scenes.
@@ -300,7 +298,7 @@ def simulate_scenes(
     return list(_rollouts(scenes, torch.cat(parts).numpy()))
 
 
-def _rollouts(scenes: Sequence[SceneTensors], local: np.ndarray) -> Iterator[Rollouts]:
+def _rollouts(scenes: Sequence[SceneTensors], local: Float32Array) -> Iterator[Rollouts]:
     """Local x, y, heading [R, A, 80, 3] of all scenes to the rollouts of each."""
     first = 0
     for scene in scenes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,7 +24,7 @@ SCENES_PER_SHARD = 50
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class RolloutsFile:
     """The scenes of one file of rollouts.
 
     Attributes:
@@ -71,8 +71,8 @@ def simulate_dataset(
         format=format_,
         toolkit_version=__version__,
     )
-    _claim(out, manifest)
-    jobs = [job for job in _jobs(out, records, format_) if not job.path.exists()]
+    claim_folder(out, manifest)
+    jobs = [job for job in planned_files(out, records, format_) if not job.path.exists()]
     n_left = sum(len(job.records) for job in jobs)
     findings: list[Finding] = []
     simulate = functools.partial(_simulate, policy, n_rollouts, seed)
@@ -90,8 +90,12 @@ def simulate_dataset(
     return n_left, len(records)
 
 
-def _claim(out: Path, manifest: Manifest) -> None:
-    """Make the folder of these rollouts, or see that it is theirs already."""
+def claim_folder(out: Path, manifest: Manifest) -> None:
+    """Make the folder of these rollouts, or see that it is theirs already.
+
+    Raises:
+        WosacError: the folder holds other rollouts.
+    """
     from wosac_toolkit.io.rollouts import format_of
 
     out.mkdir(parents=True, exist_ok=True)
@@ -114,15 +118,21 @@ def _claim(out: Path, manifest: Manifest) -> None:
         )
 
 
-def _jobs(
+def planned_files(
     out: Path, records: Sequence[tuple[str, RecordRef]], format_: Literal["npz", "submission"]
-) -> Iterator[_Job]:
-    """The files to write, the same whatever the number of workers."""
+) -> Iterator[RolloutsFile]:
+    """The files that the rollouts of scenes go to, the same whoever simulates them.
+
+    Args:
+        out: their folder.
+        records: scenario id and record of each scene.
+        format_: a file a scene, or shards of `SCENES_PER_SHARD`.
+    """
     from wosac_toolkit.io.files import scenario_file
 
     if format_ == "npz":
         for scenario_id, record in records:
-            yield _Job(scenario_file(out, scenario_id, ".npz"), [(scenario_id, record)])
+            yield RolloutsFile(scenario_file(out, scenario_id, ".npz"), [(scenario_id, record)])
         return
     shards = [
         records[first : first + SCENES_PER_SHARD]
@@ -130,14 +140,11 @@ def _jobs(
     ]
     for number, shard in enumerate(shards):
         name = f"rollouts.binproto-{number:05d}-of-{len(shards):05d}"
-        yield _Job(out / name, shard)
+        yield RolloutsFile(out / name, shard)
 
 
-def _simulate(policy: str, n_rollouts: int, seed: int, job: _Job) -> list[Finding]:
+def _simulate(policy: str, n_rollouts: int, seed: int, job: RolloutsFile) -> list[Finding]:
     """Simulate the scenes of a file and write it; a scene that fails leaves no file."""
-    from wosac_toolkit.io.npz import write_npz
-    from wosac_toolkit.io.submission import SubmissionMetadata, write_submission
-
     current = job.records[0][0]
 
     def rollouts() -> Iterator[Rollouts]:
@@ -150,14 +157,27 @@ def _simulate(policy: str, n_rollouts: int, seed: int, job: _Job) -> list[Findin
             yield simulate_baseline(read_scenario(record), policy, n_rollouts, seed)
 
     try:
-        if job.path.suffix == ".npz":
-            for one in rollouts():
-                write_npz(job.path.parent, one)
-        else:
-            metadata = SubmissionMetadata(unique_method_name=policy)
-            write_submission(job.path, rollouts(), metadata)
+        write_file(job.path, rollouts(), policy)
     except (WosacError, OSError) as error:
         return [Finding("not_simulated", str(error), current)]
     except Exception as error:  # A defect of a policy must not lose the other scenes.
         return [Finding("internal_error", f"{type(error).__name__}: {error}", current)]
     return []
+
+
+def write_file(path: Path, rollouts: Iterable[Rollouts], method: str) -> None:
+    """Write the rollouts of a planned file; it appears when it is complete.
+
+    Args:
+        path: `.npz` for one scene, else a submission shard.
+        rollouts: of its scenes, taken as they are written.
+        method: the name of the method that a shard carries.
+    """
+    from wosac_toolkit.io.npz import write_npz
+    from wosac_toolkit.io.submission import SubmissionMetadata, write_submission
+
+    if path.suffix == ".npz":
+        for one in rollouts:
+            write_npz(path.parent, one)
+    else:
+        write_submission(path, rollouts, SubmissionMetadata(unique_method_name=method))

@@ -10,9 +10,9 @@ steps before have left. Both give the same logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,8 @@ class AgentContext:
     tokens: Tensor
 
 
-class States(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class States:
     """States of agents [..., A], and the tokens that led to them.
 
     Attributes:
@@ -77,6 +78,14 @@ class States(NamedTuple):
     position: Tensor
     heading: Tensor
     valid: Tensor
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> States:
+        """The same function of every field."""
+        return States(*map(function, (self.index, self.position, self.heading, self.valid)))
+
+    def at(self, step: int) -> States:
+        """One of the first dimension."""
+        return self.mapped(lambda field: field[step])
 
 
 class Pairs(NamedTuple):
@@ -125,11 +134,15 @@ class AgentDecoder(nn.Module):
         self, x: Tensor, position: Tensor, heading: Tensor, counts: Sequence[int]
     ) -> EncodedMap:
         """Keys and values of map features [P, D], once for all steps and rollouts."""
-        keys_values = [layer.keys_values(x) for layer in self.map_layers]
+        keys_values = [layer.keys_values(x) for _, layer, _ in self._layers()]
         return EncodedMap(position, heading, counts, keys_values)
 
     def context(
-        self, motion_tokens: Tensor, counts: Sequence[int], classes: Tensor, size: Tensor,
+        self,
+        motion_tokens: Tensor,
+        counts: Sequence[int],
+        classes: Tensor,
+        size: Tensor,
         origin: Tensor,
     ) -> AgentContext:
         """What stays the same over steps and rollouts.
@@ -143,7 +156,9 @@ class AgentDecoder(nn.Module):
         """
         corners = motion_tokens[:, :, -1].flatten(2)
         tokens = torch.stack([embed(c) for embed, c in zip(self.token, corners, strict=True)])
-        return AgentContext(counts, classes, self.agent_class(classes) + self.size(size), origin, tokens)
+        return AgentContext(
+            counts, classes, self.agent_class(classes) + self.size(size), origin, tokens
+        )
 
     def forward(
         self, context: AgentContext, encoded: EncodedMap, states: States
@@ -174,7 +189,7 @@ class AgentDecoder(nn.Module):
             return torch.cat([pose, ago], dim=-1)
 
         past_pairs = Pairs(past, embed_relations(self.time_relation, past, relation))
-        frames = States(*(field.flatten(0, 1) for field in states))
+        frames = states.mapped(lambda field: field.flatten(0, 1))
         map_pairs = self._sees_map(context, encoded, frames)
         agent_pairs = self._sees_agents(context, frames)
         x = self._features(context, states, _displacement(self.config, context, states))
@@ -190,7 +205,11 @@ class AgentDecoder(nn.Module):
         return x.unflatten(0, shape), kept_keys_values
 
     def step(
-        self, context: AgentContext, encoded: EncodedMap, memory: Memory, states: States,
+        self,
+        context: AgentContext,
+        encoded: EncodedMap,
+        memory: Memory,
+        states: States,
         displacement: Tensor,
     ) -> Tensor:
         """The newest step of a simulation, which joins the memory.
@@ -233,15 +252,18 @@ class AgentDecoder(nn.Module):
             x = from_map(x, encoded.keys_values[layer], *map_pairs)
             x = from_agents(x, from_agents.keys_values(x), *agent_pairs)
         memory.remember(states, kept_keys_values)
-        return x.unflatten(0, shape)
+        features: Tensor = x.unflatten(0, shape)
+        return features
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [..., D] to logits over the next token, [..., V]."""
         logits: Tensor = self.head(features)
         return logits
 
-    def _layers(self) -> zip[tuple[nn.Module, ...]]:
-        return zip(self.time_layers, self.map_layers, self.agent_layers, strict=True)
+    def _layers(self) -> Iterator[tuple[AttentionLayer, ...]]:
+        """Temporal, map-to-agent and agent-to-agent attention of each layer."""
+        layers = zip(self.time_layers, self.map_layers, self.agent_layers, strict=True)
+        return cast("Iterator[tuple[AttentionLayer, ...]]", layers)
 
     def _kept(self, valid: Tensor) -> Tensor:
         """The states that temporal attention does not leave out, drawn anew in each pass."""
@@ -298,7 +320,9 @@ class Memory:
         keys_values: for each layer [W, R, A, 2 * inner].
     """
 
-    def __init__(self, time_span: int, n_rollouts: int, states: States, keys_values: Sequence[Tensor]) -> None:
+    def __init__(
+        self, time_span: int, n_rollouts: int, states: States, keys_values: Sequence[Tensor]
+    ) -> None:
         """Begin with a history that all rollouts share.
 
         Args:
@@ -317,9 +341,7 @@ class Memory:
         self.keys_values = [ring(layer) for layer in keys_values]
         self._n_seen = 0
         for step in range(len(states.valid)):
-            self.remember(
-                States(*(field[step] for field in states)), [layer[step] for layer in keys_values]
-            )
+            self.remember(states.at(step), [layer[step] for layer in keys_values])
 
     def remember(self, states: States, keys_values: Sequence[Tensor]) -> None:
         """Replace the oldest step by one [R or 1, A]."""

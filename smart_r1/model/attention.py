@@ -10,14 +10,15 @@ each pair and layer, since
 
 which are the same sums in another order, and a sixteenth of the work at D = 128 and 8 heads. In the
 same way the scale is moved to the target's side; a shift adds the same to all the scores of a
-target, and so nothing to their softmax. What is left for each pair, its normalised embedding, is the
-same in all layers.
+target, and so nothing to their softmax. What is left for each pair, its normalised embedding, is
+the same in all layers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from torch.utils.checkpoint import checkpoint
 
 from smart_r1.model.layers import FourierEmbedding, normalised
 from smart_r1.model.neighbours import Neighbours, Table
+
+
+Made = TypeVar("Made")
 
 
 def embed_relations(
@@ -107,11 +111,12 @@ class AttentionLayer(nn.Module):
         """
         target = (self.target_norm or self.source_norm)(x)
         message = self._attend(self.query(target), keys_values, neighbours, relations)
-        gate = self.gate(torch.cat([message, target], dim=-1)).sigmoid()
+        gate: Tensor = self.gate(torch.cat([message, target], dim=-1)).sigmoid()
         message = message + gate * (self.skip(target) - message)
-        x = x + self.out_norm(self.out(message))
-        update: Tensor = self.feed_forward(self.feed_forward_norm(x))
-        return x + self.feed_forward_out_norm(update)
+        normed: Tensor = self.out_norm(self.out(message))
+        x = x + normed
+        update: Tensor = self.feed_forward_out_norm(self.feed_forward(self.feed_forward_norm(x)))
+        return x + update
 
     def _attend(
         self,
@@ -156,7 +161,8 @@ class AttentionLayer(nn.Module):
             "thd,hwd->thw", related, self.relation_value.weight.unflatten(0, (heads, width))
         )
         bias = self.relation_value.bias.unflatten(0, (heads, width))
-        return (values + weight.unsqueeze(-1) * bias).flatten(1)
+        message: Tensor = values + weight.unsqueeze(-1) * bias
+        return message.flatten(1)
 
     def _attend_table(
         self,
@@ -190,12 +196,12 @@ class AttentionLayer(nn.Module):
         return own, torch.bmm(weights, relation), weights.sum(-1)
 
 
-def _recomputed(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+def _recomputed(function: Callable[..., Made], *args: Tensor) -> Made:
     """Call a function; where gradients are wanted, it is called again for them.
 
     What is computed for pairs is by far the largest part of a forward pass, so it is not kept.
     """
     if not torch.is_grad_enabled():
         return function(*args)
-    result: Tensor = checkpoint(function, *args, use_reentrant=False)
+    result: Made = checkpoint(function, *args, use_reentrant=False)
     return result

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from smart_r1.model.checkpoint import save_model
+from smart_r1.model.config import CONFIGS, ModelConfig
 from smart_r1.model.smart import SMART
+from smart_r1.tokens.vocabulary import load_vocabulary
 from wosac_toolkit.errors import FormatError, some_ids
+from wosac_toolkit.io.files import one_line
 
 _PREFIX = "encoder."
 
@@ -69,6 +80,125 @@ def our_name(name: str) -> str | None:
             renamed = re.sub(part, our_part, renamed)
         return renamed
     return None
+
+
+def import_checkpoint(
+    checkpoint: Path, motion: Path, curves: Path | None, size: str | None, out: Path
+) -> tuple[str, int]:
+    """Turn a checkpoint of CAT-K into a model of ours.
+
+    Args:
+        checkpoint: `.ckpt`, `.pt` or `.safetensors`.
+        motion: the motion tokens it was trained with.
+        curves: the map curves, where `motion` does not hold them.
+        size: one of `CONFIGS`; None for the one whose shapes fit.
+        out: folder of the model.
+
+    Returns:
+        The size's name and the number of parameters.
+
+    Raises:
+        FormatError: a file cannot be read, or does not hold what it should.
+    """
+    weights, where = _read_weights(checkpoint), str(checkpoint)
+    vocabulary = load_vocabulary(motion, curves)
+    sizes = [size] if size is not None else [n for n, c in CONFIGS.items() if _fits(c, weights)]
+    if not sizes:
+        raise FormatError(
+            "its weights have the shapes of no size that is known",
+            where=where,
+            mend=f"only CAT-K's SMART can be read; sizes are {', '.join(CONFIGS)}",
+        )
+    # The authors' models were trained on what the public code does where an agent enters.
+    config = dataclasses.replace(CONFIGS[sizes[0]], entry_motion="global")
+    model = SMART(config, vocabulary)
+    load_weights(model, weights, where)
+    save_model(out, model, {"imported_from": checkpoint.name})
+    return sizes[0], sum(parameter.numel() for parameter in model.parameters())
+
+
+def _fits(config: ModelConfig, weights: Mapping[str, Tensor]) -> bool:
+    """Whether the weights have the shapes of a size."""
+    query = weights.get(f"{_PREFIX}agent_encoder.t_attn_layers.0.to_q.weight")
+    frequencies = weights.get(f"{_PREFIX}agent_encoder.x_a_emb.freqs.weight")
+    if query is None or frequencies is None:
+        return False
+    layers = {
+        name.split(".")[3] for name in weights if name.startswith(f"{_PREFIX}agent_encoder.t_attn")
+    }
+    return (
+        tuple(query.shape) == (config.n_heads * config.head_dim, config.hidden_dim)
+        and frequencies.shape[1] == config.n_frequencies
+        and len(layers) == config.n_agent_layers
+    )
+
+
+class _Inert:
+    """Stands for every class that a checkpoint mentions beside its tensors, and does nothing.
+
+    Lightning's checkpoints hold the configuration of their training as objects of other packages.
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+    def append(self, item: object) -> None:
+        """Nothing."""
+
+    def extend(self, items: object) -> None:
+        """Nothing."""
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Builds tensors and dicts; a pickle that asks for anything else gets something inert."""
+
+    _ALLOWED: ClassVar = {
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The function or class that a name stands for."""
+        return self._ALLOWED.get((module, name), _Inert)
+
+
+class _Data:
+    """What `torch.load` takes for the module `pickle`."""
+
+    Unpickler = _DataUnpickler
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, by their names."""
+    where = str(path)
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        elif not zipfile.is_zipfile(path):
+            raise FormatError("neither .safetensors nor an archive of torch.save", where=where)
+        else:
+            # Not "weights only", which refuses a file for what we do not look at; but with an
+            # unpickler that cannot call anything but what builds tensors.
+            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Data)
+    except FormatError:
+        raise
+    except Exception as error:  # Whatever a damaged pickle runs into.
+        raise FormatError(f"cannot be read: {one_line(error)}", where=where) from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+        )
+    ):
+        raise FormatError("holds no state_dict of tensors", where=where)
+    return {name: tensor.detach() for name, tensor in content.items()}
 
 
 def load_weights(model: SMART, weights: Mapping[str, Tensor], where: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -62,7 +63,7 @@ class MapEncoder(nn.Module):
             [P, D].
         """
         type_, polygon, light = kinds
-        x = self.token(curves.flatten(1))[index]
+        x: Tensor = self.token(curves.flatten(1))[index]
         x = x + self.point_type(type_) + self.polygon(polygon) + self.light(light)
         near = neighbours.between_map_tokens(position, counts, self.radius)
 
@@ -71,6 +72,6 @@ class MapEncoder(nn.Module):
             return relative_pose(position[here], heading[here], position[there], heading[there])
 
         relations = embed_relations(self.relation, near, relation)
-        for layer in self.layers:
+        for layer in cast("Iterator[AttentionLayer]", iter(self.layers)):
             x = layer(x, layer.keys_values(x), near, relations)
         return x

@@ -1,5 +1,6 @@
 """SMART: scalable multi-agent real-time simulation by next-token prediction (arXiv 2405.15677), in
-the form of CAT-K (arXiv 2412.05334)."""
+the form of CAT-K (arXiv 2412.05334).
+"""
 
 from __future__ import annotations
 
@@ -79,13 +80,10 @@ class SMART(nn.Module):
             [A, 16, V] or [R, A, 16, V]: at j, of the token that leads from state j + 1 to j + 2.
         """
         rollouts = tokens.valid.dim() == 3
-        fields = (tokens.index, tokens.position, tokens.heading, tokens.valid)
+        logged = States(tokens.index, tokens.position, tokens.heading, tokens.valid)
         # Steps first; and the last state predicts nothing that is known.
-        states = States(
-            *(
-                (field if rollouts else field[None]).movedim(2, 0)[: LAST_PREDICTED + 1]
-                for field in fields
-            )
+        states = logged.mapped(
+            lambda field: (field if rollouts else field[None]).movedim(2, 0)[: LAST_PREDICTED + 1]
         )
         features, _ = self.agent_decoder(self.context(batch), self.encode_map(batch), states)
         logits = self.agent_decoder.logits(features[FIRST_PREDICTED:])
