@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from wosac_toolkit import __version__, scoring
+from wosac_toolkit.attributes import SceneAttributes
 from wosac_toolkit.challenge import CHALLENGES
 from wosac_toolkit.cli import _COMMANDS, main
 from wosac_toolkit.cli.tables import FORMATS, Table, render, summary_text
@@ -330,9 +331,10 @@ def test_scenes_that_a_mean_leaves_out_are_told_with_the_reason() -> None:
     nan = {"time_to_collision_likelihood", "metametric", "interactive_metrics"}
     bad = tuple(math.nan if name in nan else 0.25 for name in SCORE_FIELDS)
     reason = {"time_to_collision_likelihood": "no vehicle"}
+    attributes = SceneAttributes(2, 0, 0, True, True, 5.0, "straight")
     scenes = [
-        SceneResult("good", (0.25,) * len(SCORE_FIELDS), 32, 9, 2, 0.1),
-        SceneResult("bad", bad, 32, 9, 2, 0.1, reason),
+        SceneResult("good", (0.25,) * len(SCORE_FIELDS), 32, 9, 2, attributes, 0.1),
+        SceneResult("bad", bad, 32, 9, 2, attributes, 0.1, reason),
     ]
     request = Request("2025", "", "0.1.0", "r", "", "s", "", 32, False, None, None, "error")
     text = summary_text(summarise(scenes, request, CHALLENGES["2025"]), "table")

@@ -17,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wosac_toolkit import metric, results
+from wosac_toolkit.attributes import SceneAttributes
 from wosac_toolkit.challenge import CHALLENGES, METRIC_FIELDS, get_challenge
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.results import (
     AGENT_SCHEMA,
+    ATTRIBUTE_SCHEMA,
     BUCKET_SOURCES,
     SCORE_FIELDS,
     SCORE_SCHEMA,
@@ -29,6 +31,7 @@ from wosac_toolkit.results import (
     SceneResult,
     Summary,
     agent_rows,
+    field_tree,
     hash_lines,
     read_run,
     read_scenes,
@@ -52,6 +55,7 @@ REQUEST = Request(
     scenario_ids=None,
     missing="error",
 )
+ATTRIBUTES = SceneAttributes(2, 1, 1, True, False, 3.5, "left turn")
 TTC = "time_to_collision_likelihood"
 STAMP = "12-345"
 NO_VEHICLE = "no evaluated vehicle has a valid logged step"
@@ -59,7 +63,8 @@ NO_VEHICLE = "no evaluated vehicle has a valid logged step"
 
 def scene(scenario_id: str, value: float = 0.5, **fields: float | None) -> SceneResult:
     values = {**dict.fromkeys(SCORE_FIELDS, value), **fields}
-    return SceneResult(scenario_id, tuple(values[n] for n in SCORE_FIELDS), 32, 50, 4, 0.01)
+    row = tuple(values[name] for name in SCORE_FIELDS)
+    return SceneResult(scenario_id, row, 32, 50, 4, ATTRIBUTES, 0.01)
 
 
 def scene_without_vehicle(scenario_id: str) -> SceneResult:
@@ -91,6 +96,23 @@ def test_every_field_is_one_of_a_score() -> None:
     names = [field.name for field in dataclasses.fields(metric.ScenarioScore)]
     assert tuple(names[2 : 2 + len(METRIC_FIELDS)]) == METRIC_FIELDS
     assert all(hasattr(metric.ScenarioScore, name) for name in BUCKET_SOURCES)
+
+
+def test_every_attribute_of_a_scene_is_a_column() -> None:
+    names = [field.name for field in dataclasses.fields(SceneAttributes)]
+    assert list(ATTRIBUTE_SCHEMA) == names
+    assert set(names) < set(SCORE_SCHEMA)
+
+
+def test_tables_list_all_fields_of_a_version_once_components_below_their_bucket() -> None:
+    tree = field_tree(get_challenge("2025"))
+    assert tree[:3] == [
+        (0, "realism_meta_metric"),
+        (0, "kinematic_metrics"),
+        (1, "linear_speed_likelihood"),
+    ]
+    sources = [BUCKET_SOURCES.get(name, name) for _, name in tree]
+    assert sorted(sources) == sorted(SCORE_FIELDS)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -206,7 +228,7 @@ def test_summary_json_is_strict_json_with_nulls_for_what_is_no_number() -> None:
 
     text = summary_of(scene_without_vehicle("b")).to_json()
     fields = json.loads(text, parse_constant=refuse)
-    assert fields["schema_version"] == 1
+    assert fields["schema_version"] == 2
     assert fields["metrics"][TTC] is None
     assert fields["left_out"][TTC] == {"n_scenarios": 1, "reasons": {NO_VEHICLE: ["b"]}}
     assert fields["metrics"]["linear_speed_likelihood"] == 0.5
@@ -220,7 +242,8 @@ def test_summary_json_is_strict_json_with_nulls_for_what_is_no_number() -> None:
         ("{", "not a summary"),
         ("[]", "not a summary"),
         ("{}", "not a summary"),
-        ('{"schema_version": 1}', "not a summary"),
+        ('{"schema_version": 2}', "not a summary"),
+        ('{"schema_version": 1}', "schema version 1 is unknown"),
         ('{"schema_version": 99}', "schema version 99 is unknown"),
     ],
 )
@@ -250,6 +273,10 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert run.scores["metametric"].tolist()[::2] == [0.1, 1 / 3]
     assert np.isnan(run.scores[TTC][1])
     assert run.scores["n_evaluated_agents"].tolist() == [4, 4, 4]
+    assert run.scores[list(ATTRIBUTE_SCHEMA)].iloc[0].tolist() == list(
+        dataclasses.astuple(ATTRIBUTES)
+    )
+    assert run.scores["has_traffic_lights"].dtype == bool
     with pytest.raises(WosacError, match="--per-agent"):
         run.agents()
 
@@ -259,6 +286,7 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         st.tuples(st.just("string"), st.lists(st.none() | st.text())),
         st.tuples(st.just("float64"), st.lists(st.none() | st.floats())),
         st.tuples(st.just("int8"), st.lists(st.none() | st.integers(-128, 127))),
+        st.tuples(st.just("bool"), st.lists(st.none() | st.booleans())),
     )
 )
 def test_a_column_is_what_pyarrow_makes_of_it(column: tuple[str, list[Any]]) -> None:
@@ -331,7 +359,7 @@ def test_a_score_fills_the_rows_of_its_scene_and_agents(challenge: str) -> None:
             traffic_light_violation_rate=np.zeros(2) if has_lights else None,
         ),
     )
-    result = scene_result(score, seconds=0.25)
+    result = scene_result(score, ATTRIBUTES, seconds=0.25)
     assert (result["metametric"], result["kinematic_metrics"]) == (0.5, pytest.approx(0.5))
     assert (result["traffic_light_violation_likelihood"] is not None) == has_lights
     assert result["simulated_collision_rate"] == rates
@@ -440,6 +468,18 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines_and_goes_on(
         journal.append(scene("d"), STAMP)
     with Journal(directory, REQUEST) as journal:
         assert kept(journal) == whole + "d"
+
+
+def test_a_line_of_an_older_toolkit_is_scored_again(tmp_path: Path) -> None:
+    with Journal(tmp_path, REQUEST) as journal:
+        journal.append(scene("a"), STAMP)
+    path = tmp_path / ".partial" / "journal.jsonl"
+    header, line = path.read_text().splitlines()
+    record = json.loads(line)
+    del record["attributes"]
+    path.write_text(f"{header}\n{json.dumps(record)}\n")
+    with Journal(tmp_path, REQUEST) as journal:
+        assert kept(journal) == ""
 
 
 def test_a_garbled_line_costs_the_lines_behind_it_and_no_more(tmp_path: Path) -> None:
