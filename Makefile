@@ -64,6 +64,7 @@ bench: $(INSTALLED)
 	    --json $(RESULTS)/compare.json; \
 	fi
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/simulation.py --json $(RESULTS)/simulation.json
 	$(BIN)/python benchmarks/tables.py $(RESULTS) README.md docs/performance.md
 
 clean:

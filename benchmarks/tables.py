@@ -113,6 +113,30 @@ def work(result: dict[str, Any]) -> str:
     )
 
 
+def simulation(result: dict[str, Any]) -> str:
+    rows = []
+    for row in result["rows"]:
+        steps, public = row["steps_s"], row["public_rollout_s"]
+        rollout = row["rollouts_s"] / 32
+        rows.append(
+            (
+                f"{row['model']}, {row['parameters'] / 1e6:.1f}M",
+                figure(row["rollouts_s"], "s"),
+                figure(rollout, "s"),
+                "-" if public is None else figure(public, "s"),
+                "-" if public is None else f"{public / rollout:,.0f} x",
+                figure(1e3 * row["map_s"], "ms"),
+                figure(1e3 * row["open_loop_s"], "ms"),
+                f"{sum(steps[-3:]) / sum(steps[:3]):.2f} x",
+            )
+        )
+    head = (
+        "model", "32 rollouts", "a rollout", "public code, a rollout", "ratio", "map encoder",
+        "open loop, 16 steps", "last 3 steps over first 3",
+    )  # fmt: skip
+    return f"{caption(result)}\n\n" + markdown(head, rows)
+
+
 def write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -132,6 +156,8 @@ def section(results: Path, full: bool) -> str:
         blocks += ["### Targets", targets(measured)]
         if full:
             blocks += ["### Where the time goes", parts(measured), kernels(measured)]
+    if simulated := read("simulation"):
+        blocks += ["### Simulation with SMART", simulation(simulated)]
     if full and (counted := read("work")):
         blocks += ["### Work counted", work(counted)]
     return "\n\n".join(blocks)
