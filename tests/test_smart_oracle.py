@@ -143,7 +143,7 @@ def test_logits_equal_the_oracle_s(
 def test_the_cap_of_map_neighbours_keeps_the_lowest_rows() -> None:
     """A hundred beside itself; one more where it is not among the first hundred and one."""
     position = torch.linspace(0, 5, 150)[:, None].repeat(1, 2)
-    near = neighbours.between_map_tokens(position, [150], 10.0)
+    near = neighbours.between_map_tokens(position, [150], 10.0, 32)
     sources: dict[int, list[int]] = {}
     for table in near.tables:
         for target, row, absent in zip(

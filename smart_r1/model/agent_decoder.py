@@ -180,7 +180,7 @@ class AgentDecoder(nn.Module):
         kept = states.valid
         if self.training:
             kept = kept & self._kept(kept)
-        past = neighbours.own_past(kept.flatten(1), self.config.time_span)
+        past = neighbours.own_past(kept.flatten(1), self.config.time_span, self.config.hidden_dim)
 
         def relation(table: Table) -> Tensor:
             here, there = table.targets[:, None], table.sources
@@ -229,7 +229,9 @@ class AgentDecoder(nn.Module):
         seen = memory.valid
         if self.training:
             seen = seen & self._kept(seen)
-        past = neighbours.last_states(seen.flatten(1), states.valid.flatten())
+        past = neighbours.last_states(
+            seen.flatten(1), states.valid.flatten(), self.config.hidden_dim
+        )
         old_position, old_heading = memory.position.flatten(0, 2), memory.heading.flatten(0, 2)
         ago = memory.ago()
 
@@ -285,6 +287,7 @@ class AgentDecoder(nn.Module):
             encoded.position,
             encoded.counts,
             self.config.map_agent_radius,
+            self.config.hidden_dim,
         )
         position, heading = states.position.flatten(0, 1), states.heading.flatten(0, 1)
 
@@ -299,7 +302,11 @@ class AgentDecoder(nn.Module):
     def _sees_agents(self, context: AgentContext, states: States) -> Pairs:
         """For agents in frames, [G, A]."""
         near = neighbours.between_agents(
-            states.position, states.valid, context.counts, self.config.agent_radius
+            states.position,
+            states.valid,
+            context.counts,
+            self.config.agent_radius,
+            self.config.hidden_dim,
         )
         position, heading = states.position.flatten(0, 1), states.heading.flatten(0, 1)
 

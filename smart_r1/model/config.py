@@ -49,7 +49,7 @@ class ModelConfig:
 # fmt: off
 #: `nano`, `mini` and `tiny` are CAT-K's smart_nano_1M, smart_mini_3M and smart (7M).
 CONFIGS = {
-    "pico": ModelConfig(48, 4, 12, 16, 1, 2, 10.0, 20.0, 30.0, 4),
+    "pico": ModelConfig(32, 4, 8, 8, 1, 2, 10.0, 15.0, 30.0, 4),
     "nano": ModelConfig(64, 4, 8, 64, 2, 4, 10.0, 20.0, 20.0, 4),
     "mini": ModelConfig(128, 4, 8, 64, 2, 4, 10.0, 30.0, 60.0, 6),
     "tiny": ModelConfig(128, 8, 16, 64, 3, 6, 10.0, 30.0, 60.0, 6),

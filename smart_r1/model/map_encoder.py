@@ -65,7 +65,7 @@ class MapEncoder(nn.Module):
         type_, polygon, light = kinds
         x: Tensor = self.token(curves.flatten(1))[index]
         x = x + self.point_type(type_) + self.polygon(polygon) + self.light(light)
-        near = neighbours.between_map_tokens(position, counts, self.radius)
+        near = neighbours.between_map_tokens(position, counts, self.radius, x.shape[1])
 
         def relation(table: Table) -> Tensor:
             here, there = table.targets[:, None], table.sources

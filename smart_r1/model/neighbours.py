@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Most cells of a table. A CPU is fastest while a table's features stay in its cache; a GPU where
-#: there are few tables.
-_CELLS = {"cpu": 2048, "cuda": 1 << 20}
+#: Most numbers that a table's pairs have in one embedding. A CPU is fastest while they stay in its
+#: cache; a GPU where there are few tables.
+_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 #: Most entries of a matrix of distances.
 _PAIRS = 1 << 24
@@ -57,13 +57,14 @@ class Neighbours:
     place: Tensor
 
 
-def tabulate(targets: Tensor, sources: Tensor, n_targets: int) -> Neighbours:
+def tabulate(targets: Tensor, sources: Tensor, n_targets: int, dim: int) -> Neighbours:
     """Tables of pairs.
 
     Args:
         targets: long [E], ascending.
         sources: long [E].
         n_targets: T.
+        dim: D, width of the embedding of a pair, by which tables are as large as they should be.
     """
     device = targets.device
     degree = torch.bincount(targets, minlength=n_targets)
@@ -76,7 +77,8 @@ def tabulate(targets: Tensor, sources: Tensor, n_targets: int) -> Neighbours:
     # With no pairs at all there still is one to point at.
     sources = sources if len(sources) else targets.new_zeros(1)
     tables = []
-    for first, last, width in _runs(sorted_degree[:n_present].tolist(), _CELLS[device.type]):
+    cells = _NUMBERS[device.type] // dim
+    for first, last, width in _runs(sorted_degree[:n_present].tolist(), cells):
         chosen = by_degree[first:last]
         column = torch.arange(width, device=device)
         absent = torch.zeros(len(chosen), 1, width, device=device)
@@ -96,13 +98,16 @@ def _runs(degrees: Sequence[int], cells: int) -> Iterator[tuple[int, int, int]]:
         first = last
 
 
-def between_map_tokens(position: Tensor, counts: Sequence[int], radius: float) -> Neighbours:
+def between_map_tokens(
+    position: Tensor, counts: Sequence[int], radius: float, dim: int
+) -> Neighbours:
     """The map tokens nearer than a radius to each, in the same scene.
 
     Args:
         position: [P, 2].
         counts: map tokens of each scene.
         radius: metres; what is exactly so far away is no neighbour.
+        dim: see `tabulate`.
     """
     pairs = []
     first = 0
@@ -116,7 +121,7 @@ def between_map_tokens(position: Tensor, counts: Sequence[int], radius: float) -
             pairs.append(near.nonzero() + torch.tensor([first + i, first], device=near.device))
         first += len(part)
     targets, sources = _stack(pairs, position.device)
-    return tabulate(targets, sources, len(position))
+    return tabulate(targets, sources, len(position), dim)
 
 
 def map_of_agents(
@@ -126,6 +131,7 @@ def map_of_agents(
     map_position: Tensor,
     map_counts: Sequence[int],
     radius: float,
+    dim: int,
 ) -> Neighbours:
     """The map tokens that agents see.
 
@@ -136,6 +142,7 @@ def map_of_agents(
         map_position: [P, 2].
         map_counts: map tokens of each scene.
         radius: metres.
+        dim: see `tabulate`.
 
     Returns:
         Targets are rows of [G * A], sources rows of [P].
@@ -153,11 +160,11 @@ def map_of_agents(
             frame, row, source = near.nonzero().unbind(1)
             pairs.append(torch.stack([(frame + g) * n_agents + row + agent, source + token], 1))
         agent, token = agent + n, token + n_tokens
-    return _sorted(pairs, n_frames * n_agents, position.device)
+    return _sorted(pairs, n_frames * n_agents, dim, position.device)
 
 
 def between_agents(
-    position: Tensor, valid: Tensor, counts: Sequence[int], radius: float
+    position: Tensor, valid: Tensor, counts: Sequence[int], radius: float, dim: int
 ) -> Neighbours:
     """The agents that agents see, in the same frame.
 
@@ -166,6 +173,7 @@ def between_agents(
         valid: bool [G, A].
         counts: agents of each scene.
         radius: metres.
+        dim: see `tabulate`.
 
     Returns:
         Targets and sources are rows of [G * A].
@@ -185,15 +193,16 @@ def between_agents(
             base = (frame + g) * n_agents + agent
             pairs.append(torch.stack([base + row, base + source], 1))
         agent += n
-    return _sorted(pairs, n_frames * n_agents, position.device)
+    return _sorted(pairs, n_frames * n_agents, dim, position.device)
 
 
-def own_past(valid: Tensor, time_span: int) -> Neighbours:
+def own_past(valid: Tensor, time_span: int, dim: int) -> Neighbours:
     """The earlier states that agents see of themselves.
 
     Args:
         valid: bool [S, N], over steps; states that are no source and no target are not valid.
         time_span: steps.
+        dim: see `tabulate`.
 
     Returns:
         Targets and sources are rows of [S * N].
@@ -203,22 +212,23 @@ def own_past(valid: Tensor, time_span: int) -> Neighbours:
     ago = step[:, None] - step
     seen = ((ago > 0) & (ago <= time_span))[:, None] & valid[:, :, None] & valid.T
     target, row, source = seen.nonzero().unbind(1)
-    return tabulate(target * n + row, source * n + row, n_steps * n)
+    return tabulate(target * n + row, source * n + row, n_steps * n, dim)
 
 
-def last_states(valid: Tensor, now: Tensor) -> Neighbours:
+def last_states(valid: Tensor, now: Tensor, dim: int) -> Neighbours:
     """The kept states of each agent, for a step of a simulation.
 
     Args:
         valid: bool [W, N], of the states kept.
         now: bool [N], the agents simulated.
+        dim: see `tabulate`.
 
     Returns:
         Targets are rows of [N], sources rows of [W * N].
     """
     n = valid.shape[1]
     row, source = (valid & now).T.nonzero().unbind(1)
-    return tabulate(row, source * n + row, n)
+    return tabulate(row, source * n + row, n, dim)
 
 
 def _near(a: Tensor, b: Tensor, radius: float) -> Tensor:
@@ -241,10 +251,10 @@ def _stack(pairs: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tenso
     return target, source
 
 
-def _sorted(pairs: Sequence[Tensor], n_targets: int, device: torch.device) -> Neighbours:
+def _sorted(pairs: Sequence[Tensor], n_targets: int, dim: int, device: torch.device) -> Neighbours:
     """Tables of pairs whose targets ascend scene by scene only."""
     target, source = _stack(pairs, device)
     if len(pairs) > 1:
         target, order = target.sort(stable=True)
         source = source[order]
-    return tabulate(target, source, n_targets)
+    return tabulate(target, source, n_targets, dim)
