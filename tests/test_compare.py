@@ -21,7 +21,14 @@ from wosac_toolkit import results
 from wosac_toolkit.attributes import MANOEUVRES, SLICINGS, SceneAttributes
 from wosac_toolkit.challenge import get_challenge
 from wosac_toolkit.cli import main
-from wosac_toolkit.compare import Comparison, Model, compare_runs, lower_is_better, read_models
+from wosac_toolkit.compare import (
+    Comparison,
+    Model,
+    _verdict,
+    compare_runs,
+    lower_is_better,
+    read_models,
+)
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.resampling import holm
 from wosac_toolkit.results import (
@@ -180,7 +187,7 @@ def test_the_order_of_the_scenes_does_not_matter(baseline: np.ndarray, changed: 
     assert one == other
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12))
 def test_swapping_the_runs_negates_the_difference_and_swaps_wins_with_losses(
     pairs: list[tuple[float, float]],
@@ -357,6 +364,22 @@ def test_few_scenes_are_never_significant() -> None:
     assert found.verdict.outcome == "undecided"
 
 
+def test_a_verdict_needs_both_the_p_value_and_the_interval(
+    baseline: np.ndarray, changed: np.ndarray
+) -> None:
+    found = compare(model("a", scenes(baseline)), model("b", scenes(changed))).against[0]
+    headline = replace(found.differences[META], p_holm=0.01)
+    around_zero = replace(headline.difference, low=-0.001)
+    assert _verdict("b", "a", headline).outcome == "better"
+    assert _verdict("b", "a", replace(headline, p_holm=0.06)).outcome == "undecided"
+    assert _verdict("b", "a", replace(headline, difference=around_zero)).outcome == "undecided"
+    assert (
+        "(95 % interval -0.00100 to +"
+        in _verdict("b", "a", replace(headline, difference=around_zero)).text
+    )
+    assert ", p < 0.0001)" in _verdict("b", "a", replace(headline, p_holm=1e-5)).text
+
+
 # --------------------------------------------------------------------------------------------------
 # Three models and more
 
@@ -468,7 +491,7 @@ def test_a_slice_is_the_comparison_of_its_scenes(
             compare(
                 model("a", [scenes(baseline)[k] for k in own]),
                 model("b", [scenes(changed)[k] for k in own]),
-                resamples=4_000,
+                resamples=2_000,
             )
             .against[0]
             .differences[META]
@@ -674,7 +697,8 @@ def folders(
 
 
 def wosac(*args: object) -> Result:
-    return CliRunner().invoke(main, ["compare", *map(str, args)], prog_name="wosac")
+    few = [] if "--resamples" in args else ["--resamples", "1000"]
+    return CliRunner().invoke(main, ["compare", *map(str, args), *few], prog_name="wosac")
 
 
 def test_models_are_named_by_their_folders_or_as_asked(folders: Path) -> None:
@@ -730,7 +754,7 @@ def test_the_table_has_every_field_and_ends_with_the_verdict(folders: Path) -> N
         assert re.search(rf"^ *{field} ", result.stdout, re.MULTILINE)
     assert re.search(r"^  no traffic lights +80 ", result.stdout, re.MULTILINE)
     assert len(re.findall(r"^  s\d{4} ", result.stdout, re.MULTILINE)) == 4
-    assert "10000 resamples, seed 0" in result.stdout
+    assert "1000 resamples, seed 0" in result.stdout
     assert lines[-1].startswith("verdict: b is better than a: realism_meta_metric ")
     assert "\x1b" not in result.stdout
 
@@ -779,7 +803,7 @@ def test_json_is_strict_and_has_all(folders: Path) -> None:
 
     printed = wosac(folders / "a", f"c={folders}/c0,{folders}/c1", "--format", "json").stdout
     found = json.loads(printed, parse_constant=refuse)
-    assert found["resamples"] == 10_000
+    assert found["resamples"] == 1_000
     assert found["confidence"] == 0.95
     assert found["models"][1]["folders"] == [f"{folders}/c0", f"{folders}/c1"]
     assert len(found["models"][1]["seed_means"][META]) == 2

@@ -19,6 +19,7 @@ import pytest
 from test_validation import SIMULATED, a_scenario
 
 from wosac_toolkit import results, scoring
+from wosac_toolkit.attributes import scene_attributes
 from wosac_toolkit.challenge import CHALLENGES, Challenge
 from wosac_toolkit.errors import ScenarioError, WosacError
 from wosac_toolkit.io.npz import write_npz
@@ -241,6 +242,9 @@ def test_results_of_all_kinds_reach_the_run_folder(
     assert run.scores["scenario_id"].tolist() == NAMES
     assert run.scores["n_sim_agents"].tolist() == [3] * 6
     assert (run.scores["seconds"] > 0).all()
+    kinds = [scene_attributes(replace(a_scenario(), scenario_id=name)) for name in NAMES]
+    assert run.scores["sdc_manoeuvre"].tolist() == [kind.sdc_manoeuvre for kind in kinds]
+    assert run.scores["mean_speed"].tolist() == [kind.mean_speed for kind in kinds]
     assert run.agents()["scenario_id"].tolist() == [n for n in NAMES for _ in range(2)]
     assert run.summary.request.scenarios == str(scenarios)
 

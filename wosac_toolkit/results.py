@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wosac_toolkit.attributes import SceneAttributes
 from wosac_toolkit.challenge import BUCKET_FIELDS, COMPONENTS, METRIC_FIELDS, Challenge
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.io.files import atomic_write
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from wosac_toolkit.metric import ScenarioScore
     from wosac_toolkit.validation import Finding
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 BUCKET_COLUMNS = ("kinematic_metrics", "interactive_metrics", "map_based_metrics")
 """The bucket fields that are no metric fields under another name."""
@@ -64,10 +65,22 @@ AGENT_RATES = (
     "traffic_light_violation_rate",
 )
 
+ATTRIBUTE_SCHEMA = {
+    "n_evaluated_vehicles": "int32",
+    "n_evaluated_pedestrians": "int32",
+    "n_evaluated_cyclists": "int32",
+    "has_traffic_lights": "bool",
+    "sdc_at_intersection": "bool",
+    "mean_speed": "float64",
+    "sdc_manoeuvre": "string",
+}
+"""The columns of `scores.parquet` that tell what kind of scene it is: `SceneAttributes`."""
+
 SCORE_SCHEMA = {
     "scenario_id": "string",
     **{name: "float64" for name in SCORE_FIELDS},
     **{name: "int32" for name in COUNT_FIELDS},
+    **ATTRIBUTE_SCHEMA,
     "seconds": "float64",
 }
 """Columns of `scores.parquet`. A field that the challenge does not have is null, a result that is
@@ -98,6 +111,7 @@ class SceneResult:
         n_rollouts: joint rollouts that were scored.
         n_sim_agents: simulated objects.
         n_evaluated_agents: objects that the metric evaluates.
+        attributes: what kind of scene it is.
         seconds: reading, checking and scoring it.
         non_finite: field -> why its value is not a finite number.
     """
@@ -107,6 +121,7 @@ class SceneResult:
     n_rollouts: int
     n_sim_agents: int
     n_evaluated_agents: int
+    attributes: SceneAttributes
     seconds: float
     non_finite: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -115,12 +130,22 @@ class SceneResult:
         return self.values[SCORE_FIELDS.index(field)]
 
 
+def field_tree(challenge: Challenge) -> list[tuple[int, str]]:
+    """(level, field) in the order of tables: buckets with their components below, then the rest."""
+    fields = [(0, "realism_meta_metric")]
+    for bucket in ("kinematic", "interactive", "map_based"):
+        fields.append((0, f"{bucket}_metrics"))
+        fields += [(1, c.field) for c in challenge.components if c.bucket == bucket]
+    fields += [(0, name) for name in ("min_ade", "average_displacement_error")]
+    return fields + [(0, name) for name in BUCKET_FIELDS if name.startswith("simulated_")]
+
+
 AgentRows = dict[str, list[Any]]
 """Column of `AGENT_SCHEMA` (but the scenario id) -> a value an evaluated agent."""
 
 
-def scene_result(score: ScenarioScore, seconds: float) -> SceneResult:
-    """The row of a score."""
+def scene_result(score: ScenarioScore, attributes: SceneAttributes, seconds: float) -> SceneResult:
+    """The row of a score on a scene of such attributes."""
     fields = {**score.metrics(), **score.buckets()}
     return SceneResult(
         scenario_id=score.scenario_id,
@@ -128,6 +153,7 @@ def scene_result(score: ScenarioScore, seconds: float) -> SceneResult:
         n_rollouts=score.n_rollouts,
         n_sim_agents=score.n_sim_agents,
         n_evaluated_agents=score.n_evaluated_agents,
+        attributes=attributes,
         seconds=seconds,
         non_finite=score.non_finite(),
     )
@@ -513,7 +539,8 @@ def _decode(record: dict[str, Any]) -> tuple[str, SceneResult]:
     stamp, values = record.pop("stamp"), tuple(record.pop("values"))
     if len(values) != len(SCORE_FIELDS):
         raise ValueError("another number of fields")
-    return stamp, SceneResult(values=values, **record)
+    attributes = SceneAttributes(**record.pop("attributes"))
+    return stamp, SceneResult(values=values, attributes=attributes, **record)
 
 
 def _lock(descriptor: int, directory: Path) -> None:
@@ -566,6 +593,7 @@ def _score_columns(scenes: Sequence[SceneResult]) -> Iterator[dict[str, list[Any
     yield {
         "scenario_id": [scene.scenario_id for scene in scenes],
         **{f: [scene.values[i] for scene in scenes] for i, f in enumerate(SCORE_FIELDS)},
+        **{f: [getattr(scene.attributes, f) for scene in scenes] for f in ATTRIBUTE_SCHEMA},
         **{f: [getattr(scene, f) for scene in scenes] for f in (*COUNT_FIELDS, "seconds")},
     }
 
@@ -614,7 +642,7 @@ def _arrow_array(values: Sequence[Any], kind: str) -> pa.Array:
         buffers = [valid, offsets, b"".join(texts)]
     else:
         filled = np.array([0 if value is None else value for value in values], kind)
-        buffers = [valid, filled]
+        buffers = [valid, np.packbits(filled, bitorder="little") if kind == "bool" else filled]
     type_ = pa.type_for_alias(kind)
     return pa.Array.from_buffers(type_, len(values), [pa.py_buffer(buffer) for buffer in buffers])
 
@@ -651,6 +679,22 @@ def read_summary(directory: str | os.PathLike[str]) -> Summary:
         raise WosacError(what, where=str(path), mend=mend) from None
 
 
+def read_finished(folder: Path, request: Request) -> Summary:
+    """The summary of the same run, finished before.
+
+    Raises:
+        WosacError: the finished run was asked for something else.
+    """
+    summary = read_summary(folder)
+    if differences := summary.request.differences(request):
+        raise WosacError(
+            "the folder holds a finished run that differs in " + ", ".join(differences),
+            where=str(folder),
+            mend="choose another --out, or --overwrite to replace it",
+        )
+    return summary
+
+
 def read_scenes(directory: str | os.PathLike[str]) -> list[SceneResult]:
     """The rows of `scores.parquet`, without the reasons for values that are not finite.
 
@@ -658,11 +702,15 @@ def read_scenes(directory: str | os.PathLike[str]) -> list[SceneResult]:
         WosacError: the file is absent, damaged, or not of this schema.
     """
     columns = _read_parquet(Path(directory) / "scores.parquet", SCORE_SCHEMA).to_pydict()
-    values = zip(*(columns[name] for name in SCORE_FIELDS), strict=True)
-    counts = zip(*(columns[name] for name in (*COUNT_FIELDS, "seconds")), strict=True)
     return [
-        SceneResult(scenario_id, row, *rest)
-        for scenario_id, row, rest in zip(columns["scenario_id"], values, counts, strict=True)
+        SceneResult(
+            scenario_id=scenario_id,
+            values=tuple(columns[name][row] for name in SCORE_FIELDS),
+            **{name: columns[name][row] for name in COUNT_FIELDS},
+            attributes=SceneAttributes(**{name: columns[name][row] for name in ATTRIBUTE_SCHEMA}),
+            seconds=columns["seconds"][row],
+        )
+        for row, scenario_id in enumerate(columns["scenario_id"])
     ]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from wosac_toolkit import __version__, results
+from wosac_toolkit.attributes import scene_attributes
 from wosac_toolkit.challenge import Challenge, get_challenge
 from wosac_toolkit.errors import FormatError, WosacError, some_ids
 from wosac_toolkit.manifest import absolute_path
@@ -134,7 +135,9 @@ def score_dataset(
     if folder is not None and not overwrite and (folder / "summary.json").exists():
         request = _request(rollouts, scenarios, rules, limit, scenario_ids, missing)
         return ScoredDataset(
-            _finished(folder, request), results.read_scenes(folder), finished_before=True
+            results.read_finished(folder, request),
+            results.read_scenes(folder),
+            finished_before=True,
         )
 
     n_processes = n_workers(workers, _rough_n_scenes(rollouts, limit))
@@ -181,9 +184,9 @@ def _request(
         engine=rules.engine_name,
         toolkit_version=__version__,
         rollouts=os.path.abspath(rollouts),
-        rollouts_files=_hash_files(rollout_files(rollouts)),
+        rollouts_files=hash_files(rollout_files(rollouts)),
         scenarios=absolute_path(scenarios),
-        scenarios_files=_hash_files(find_shards(scenarios)),
+        scenarios_files=hash_files(find_shards(scenarios)),
         n_rollouts=rules.n_rollouts,
         per_agent=rules.per_agent,
         limit=limit,
@@ -295,7 +298,7 @@ def _rough_n_scenes(rollouts: PathLike, limit: int | None) -> int:
     return n_scenes if limit is None else min(limit, n_scenes)
 
 
-def _hash_files(files: Iterable[Path]) -> str:
+def hash_files(files: Iterable[Path]) -> str:
     """A hash of the names, sizes and times of change of files."""
     return results.hash_lines(f"{file.name} {_stamp(file)}" for file in files)
 
@@ -304,22 +307,6 @@ def _stamp(file: PathLike) -> str:
     """What changes when a file does."""
     stat = os.stat(file)
     return f"{stat.st_size}-{stat.st_mtime_ns}"
-
-
-def _finished(folder: Path, request: Request) -> Summary:
-    """The summary of the same run, finished before.
-
-    Raises:
-        WosacError: the finished run was asked for something else.
-    """
-    summary = results.read_summary(folder)
-    if differences := summary.request.differences(request):
-        raise WosacError(
-            "the folder holds a finished run that differs in " + ", ".join(differences),
-            where=str(folder),
-            mend="choose another --out, or --overwrite to replace it",
-        )
-    return summary
 
 
 # --------------------------------------------------------------------------------------------------
@@ -501,8 +488,10 @@ def _score_task(rules: _Rules, task: _Task) -> _Scored | list[Finding]:
         if findings:
             return findings
         score = rules.engine(scenario, rollouts, rules.challenge)
+        attributes = scene_attributes(scenario)
         agents = results.agent_rows(score) if rules.per_agent else None
-        return _Scored(results.scene_result(score, time.perf_counter() - start), agents)
+        seconds = time.perf_counter() - start
+        return _Scored(results.scene_result(score, attributes, seconds), agents)
     except (FormatError, OSError) as error:
         code, what = "unreadable", str(error)
     except WosacError as error:

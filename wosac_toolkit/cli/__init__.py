@@ -13,6 +13,14 @@ from wosac_toolkit.cli.group import LazyGroup, print_version
 # name -> (module, what `wosac --help` says of it: the first sentence of its own help)
 _COMMANDS = {
     "score": ("wosac_toolkit.cli.score", "Score rollouts with the WOSAC metric."),
+    "compare": (
+        "wosac_toolkit.cli.compare",
+        "Compare runs scene by scene with the first of them.",
+    ),
+    "leaderboard": (
+        "wosac_toolkit.cli.leaderboard",
+        "Published WOSAC results, with your runs beside them.",
+    ),
     "simulate": ("wosac_toolkit.cli.simulate", "Simulate scenes with a baseline policy."),
     "synth": ("wosac_toolkit.cli.synth", "Generate synthetic scenes, in the format of WOMD."),
     "warmup": ("wosac_toolkit.cli.warmup", "Compile the kernels, once a machine."),

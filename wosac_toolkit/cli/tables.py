@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,18 +25,20 @@ class Table:
         header: name of each column.
         rows: (level, cells): a row of level 1 belongs to the row of level 0 above it.
         notes: lines to be read with the table.
+        title: a line above the table.
     """
 
     header: tuple[str, ...]
     rows: Sequence[tuple[int, tuple[Cell, ...]]]
     notes: Sequence[str] = ()
+    title: str = ""
 
 
 def render(table: Table, format_: str) -> str:
     """A table as `table`, `csv`, `markdown` or `latex`, without a line break at its end.
 
-    Numbers have 4 decimals, but in `csv` all digits; a None is `n/a`, in `csv` nothing. The notes
-    are comments in `latex` and absent in `csv`.
+    Numbers have 4 decimals, but in `csv` all digits; a None is `n/a`, in `csv` nothing. The title
+    and the notes are comments in `latex` and absent in `csv`.
     """
     return _RENDERERS[format_](table)
 
@@ -51,24 +54,28 @@ def _text(table: Table) -> str:
         for line in lines
     ]
     body.insert(1, "-" * max(len(line) for line in body))
-    return "\n".join([*body, *(["", *table.notes] if table.notes else [])])
+    title = [table.title] if table.title else []
+    return "\n".join([*title, *body, *(["", *table.notes] if table.notes else [])])
 
 
 def _markdown(table: Table) -> str:
     lines = [table.header, ("---", *("---:" for _ in table.header[1:]))]
     lines += [_shown(cells, "&nbsp;&nbsp;" * level) for level, cells in table.rows]
     body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([*body, *(line for note in table.notes for line in ("", note))])
+    title = [f"**{table.title}**", ""] if table.title else []
+    return "\n".join([*title, *body, *(line for note in table.notes for line in ("", note))])
 
 
 def _latex(table: Table) -> str:
-    rows = [_shown(cells, "\\quad " * level) for level, cells in table.rows]
-    body = [" & ".join(_latex_text(cell) for cell in line) + r" \\" for line in rows]
+    body = [
+        "\\quad " * level + " & ".join(map(_latex_text, _shown(cells, ""))) + r" \\"
+        for level, cells in table.rows
+    ]
     header = " & ".join(_latex_text(cell) for cell in table.header) + r" \\"
     columns = "l" + "r" * (len(table.header) - 1)
     return "\n".join(
         [
-            *(f"% {note}" for note in table.notes),
+            *(f"% {note}" for note in (table.title, *table.notes) if note),
             rf"\begin{{tabular}}{{{columns}}}",
             r"\hline",
             header,
@@ -81,9 +88,19 @@ def _latex(table: Table) -> str:
 
 
 def _latex_text(cell: str) -> str:
-    for character in "_%&#$":
-        cell = cell.replace(character, "\\" + character)
-    return cell
+    text = "".join(_LATEX.get(character, character) for character in cell)
+    # A hyphen before a number is a minus.
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
+
+
+_LATEX = {
+    **{character: "\\" + character for character in "_%&#${}"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": "$<$",
+    ">": "$>$",
+}
 
 
 def _csv(table: Table) -> str:
@@ -130,20 +147,14 @@ def summary_text(summary: Summary, format_: str) -> str:
 
 
 def _summary_rows(summary: Summary) -> list[tuple[int, tuple[Cell, ...]]]:
-    """(level, (field, mean, scenes)): buckets with their components below them, then the rest."""
+    """(level, (field, mean, scenes)) in the order of `field_tree`."""
     from wosac_toolkit.challenge import get_challenge
+    from wosac_toolkit.results import field_tree
 
     means = {**summary.metrics, **summary.buckets}
-    components = get_challenge(summary.challenge).components
-    fields = [(0, "realism_meta_metric")]
-    for bucket in ("kinematic", "interactive", "map_based"):
-        fields.append((0, f"{bucket}_metrics"))
-        fields += [(1, c.field) for c in components if c.bucket == bucket]
-    fields += [(0, name) for name in ("min_ade", "average_displacement_error")]
-    fields += [(0, name) for name in summary.buckets if name.startswith("simulated_")]
     return [
         (level, (name, means[name], summary.n_averaged(name)))
-        for level, name in fields
+        for level, name in field_tree(get_challenge(summary.challenge))
         # A field that this version of the metric does not have is no row.
         if means[name] is not None or name in summary.left_out
     ]
