@@ -28,7 +28,6 @@ from torch.utils.checkpoint import checkpoint
 from smart_r1.model.layers import FourierEmbedding, normalised
 from smart_r1.model.neighbours import Neighbours, Table
 
-
 Made = TypeVar("Made")
 
 

@@ -122,5 +122,5 @@ def _read_about(path: Path) -> tuple[ModelConfig, str]:
         if isinstance(error, FormatError):
             raise
         raise FormatError(
-            f"not a model's description: {one_line(error)}", where=str(path)
+            f"not the description of a model: {one_line(error)}", where=str(path)
         ) from None
