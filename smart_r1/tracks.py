@@ -122,7 +122,7 @@ def clean(motion: Motion) -> AgentStates:
     5 steps before its first valid step; one that begins at the current step is given 5 steps, so
     that every agent that is valid now has a motion token.
     """
-    heading = _hold_glitches(motion.heading, motion.valid)
+    heading = hold_glitches(motion.heading, motion.valid)
     first = np.argmax(motion.valid, axis=1)
     n_added = np.where(first == CURRENT_STEP, TOKEN_STEPS, first % TOKEN_STEPS)
     steps_before = first[:, None] - np.arange(0, motion.valid.shape[1], TOKEN_STEPS)
@@ -142,7 +142,7 @@ def clean(motion: Motion) -> AgentStates:
     )
 
 
-def _hold_glitches(heading: Float64Array, valid: BoolArray) -> Float64Array:
+def hold_glitches(heading: Float64Array, valid: BoolArray) -> Float64Array:
     """Where a heading leaps, keep the last one until the leap is undone.
 
     Of two consecutive valid steps the later takes the earlier's heading if they differ by more

@@ -94,8 +94,8 @@ def test_the_loss_is_its_formula(smoothing: float) -> None:
     logits, target, mask = random_actions(1)
     expected = []
     for z, v in zip(logits[mask].double(), target[mask], strict=True):
-        l = z - z.exp().sum().log()  # noqa: E741
-        expected.append(-(1 - smoothing) * l[v] - smoothing / N_TOKENS * l.sum())
+        log_p = z - z.exp().sum().log()
+        expected.append(-(1 - smoothing) * log_p[v] - smoothing / N_TOKENS * log_p.sum())
     loss = next_token_loss(logits, target, mask, smoothing)
     assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-6)
 
@@ -192,7 +192,7 @@ def test_an_action_counts_where_its_state_and_its_token_are_valid() -> None:
     logged.valid[0, 5] = False
     # Tokens 4 and 5 are invalid; so are the actions 2, 3 that they are, and 4, from where 5 leads.
     targets = next_token_targets(states_of(logged, index))
-    assert torch.flatnonzero(~targets.valid[0]).tolist() == [2, 3, 4]
+    assert (~targets.valid[0]).nonzero().flatten().tolist() == [2, 3, 4]
     assert torch.equal(targets.valid, recovery_targets_of(logged, index, rng).valid)
     assert targets.index[0, 2] == 0
 

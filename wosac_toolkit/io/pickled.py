@@ -24,7 +24,7 @@ import os
 import pickle
 import pickletools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeAlias
@@ -59,25 +59,7 @@ def read_pickle(path: str | os.PathLike[str]) -> Rollouts:
     """
     path = Path(path)
     where = str(path)
-    try:
-        size = path.stat().st_size
-        if size > MAX_ARRAY_BYTES:
-            raise FormatError(f"{size} bytes, more than the {MAX_ARRAY_BYTES} allowed", where=where)
-        data = path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", where=where) from None
-    if data[:2] == b"PK":
-        raise FormatError("an archive of torch.save, not a pickle", where=where, mend=_AS_NUMPY)
-    try:
-        content = _run(io.BytesIO(data), _GLOBALS)
-    except _Refusal as refusal:
-        raise FormatError(
-            f"asks for {one_line(refusal)}, which is not part of rollouts",
-            where=where,
-            mend=_AS_NUMPY,
-        ) from None
-    except _Damage as damage:
-        raise FormatError(one_line(damage), where=where) from None
+    content = _content(path, "rollouts", _AS_NUMPY)
     if not isinstance(content, dict):
         raise RolloutsError(f"holds {_named(content)}, expected a dict", where=where, mend=_MEND)
     scenario_id = pickle_scenario_id(path)
@@ -100,6 +82,56 @@ def pickle_scenario_id(path: Path) -> str:
     """The scenario that a pickle is named after: its stem, less CAT-K's prefix and suffix."""
     closed_loop = _CLOSED_LOOP.fullmatch(path.stem)
     return closed_loop["id"] if closed_loop else path.stem
+
+
+def read_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> list[Array]:
+    """Arrays out of a pickle that holds a dict of them, or of dicts of them.
+
+    Args:
+        path: the file.
+        names: of the arrays wanted; those inside of a dict in the dict as `outer/inner`.
+
+    Returns:
+        One for each name, read-only views of the file's bytes.
+
+    Raises:
+        FormatError: damaged, a pickle that asks for more than arrays (named), or an array is
+            missing.
+    """
+    content = _content(Path(path), "plain arrays", "save NumPy arrays")
+    arrays = []
+    for name in names:
+        value = content
+        for key in name.split("/"):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, _Array) or value.array is None:
+            raise FormatError(f"holds no array {name}", where=str(path))
+        if value.array.nbytes > MAX_ARRAY_BYTES:  # Elements can be repeated.
+            raise FormatError(f"{name} claims {value.array.nbytes} bytes", where=str(path))
+        arrays.append(value.array)
+    return arrays
+
+
+def _content(path: Path, what: str, mend: str) -> Any:
+    """What the pickle of `what` builds, its arrays as `_Array`."""
+    where = str(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_ARRAY_BYTES:
+            raise FormatError(f"{size} bytes, more than the {MAX_ARRAY_BYTES} allowed", where=where)
+        data = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", where=where) from None
+    if data[:2] == b"PK":
+        raise FormatError("an archive of torch.save, not a pickle", where=where, mend=mend)
+    try:
+        return _run(io.BytesIO(data), _GLOBALS)
+    except _Refusal as refusal:
+        raise FormatError(
+            f"asks for {one_line(refusal)}, which is not part of {what}", where=where, mend=mend
+        ) from None
+    except _Damage as damage:
+        raise FormatError(one_line(damage), where=where) from None
 
 
 def write_pickle(directory: str | os.PathLike[str], rollouts: Rollouts) -> Path:
