@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from smart_r1.batching import SceneBatch, collate
-from smart_r1.model.agent_decoder import AgentContext, EncodedMap, Memory, States
+from smart_r1.model.agent_decoder import AgentContext, EncodedMap, Memory
 from smart_r1.model.smart import FIRST_PREDICTED, SMART
 from smart_r1.scene_tensors import SceneTensors
 from smart_r1.tokens.motion import MotionTokens, class_boxes, play_out
@@ -80,19 +80,14 @@ class ClosedLoop:
     """R rollouts of the A agents of a batch.
 
     Attributes:
-        index: long [R, A, 18], tokens: two of the history, and 16 chosen.
-        position: [R, A, 18, 2], the states they led to, metres in the scenes' local frames.
-        heading: [R, A, 18].
-        valid: bool [R, A, 18]; an agent that is valid at the current step stays so.
+        tokens: [R, A, 18], two of the history and 16 chosen, and the states they led to; an agent
+            that is valid at the current step stays so.
         trajectory: [R, A, 80, 2], at 10 Hz.
         trajectory_heading: [R, A, 80], radians in [-pi, pi].
         log_probability: [R, A, 16], of the tokens chosen, by the softmax of all logits.
     """
 
-    index: Tensor
-    position: Tensor
-    heading: Tensor
-    valid: Tensor
+    tokens: MotionTokens
     trajectory: Tensor
     trajectory_heading: Tensor
     log_probability: Tensor
@@ -112,7 +107,7 @@ class Beginning:
 
     encoded: EncodedMap
     context: AgentContext
-    history: States
+    history: MotionTokens
     features: Tensor
     keys_values: Sequence[Tensor]
 
@@ -127,8 +122,7 @@ def begin(model: SMART, batch: SceneBatch, tokens: MotionTokens) -> Beginning:
         tokens: the logged tracks, [A, 18]; only the history is looked at.
     """
     context, encoded = model.context(batch), model.encode_map(batch)
-    logged = States(tokens.index, tokens.position, tokens.heading, tokens.valid)
-    history = logged.mapped(lambda field: field[:, : FIRST_PREDICTED + 1, None].movedim(0, 2))
+    history = tokens.mapped(lambda field: field[:, : FIRST_PREDICTED + 1, None].movedim(0, 2))
     features, keys_values = model.agent_decoder(context, encoded, history)
     return Beginning(encoded, context, history, features[-1], keys_values)
 
@@ -169,12 +163,14 @@ def simulate(model: SMART, beginning: Beginning, choose: Choice, n_rollouts: int
         path, heading = path.unflatten(0, index.shape), heading.unflatten(0, index.shape)
         paths.append(path)
         headings.append(heading)
-        states.append(States(index, path[..., -1, :], heading[..., -1], now.valid))
+        states.append(MotionTokens(index, path[..., -1, :], heading[..., -1], now.valid))
     return ClosedLoop(
-        torch.stack([one.index for one in states], 2),
-        torch.stack([one.position for one in states], 2),
-        torch.stack([one.heading for one in states], 2),
-        torch.stack([one.valid for one in states], 2),
+        MotionTokens(
+            torch.stack([one.index for one in states], 2),
+            torch.stack([one.position for one in states], 2),
+            torch.stack([one.heading for one in states], 2),
+            torch.stack([one.valid for one in states], 2),
+        ),
         torch.cat(paths, 2),
         torch.cat(headings, 2),
         torch.stack(log_probabilities, 2),

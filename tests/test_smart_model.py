@@ -83,11 +83,11 @@ def _compare_rollout(
     beginning = begin(recorded.model, recorded.batch, recorded.tokens)
     loop = simulate(recorded.model, beginning, watched, 1)
     valid = theirs["pred_valid"]
-    assert torch.equal(loop.valid[0], valid)
-    assert torch.equal(loop.index[0][valid], theirs["pred_idx"][valid])
+    assert torch.equal(loop.tokens.valid[0], valid)
+    assert torch.equal(loop.tokens.index[0][valid], theirs["pred_idx"][valid])
     assert largest((torch.stack(seen, 1) - theirs["next_token_logits"])[valid[:, 1:17]]) < tolerance
-    assert largest((loop.position[0] - theirs["pred_pos"])[valid]) < 1e-3
-    assert largest(turned(loop.heading[0], theirs["pred_head"])[valid]) < 1e-4
+    assert largest((loop.tokens.position[0] - theirs["pred_pos"])[valid]) < 1e-3
+    assert largest(turned(loop.tokens.heading[0], theirs["pred_head"])[valid]) < 1e-4
     now = valid[:, 1]
     assert largest((loop.trajectory[0] - theirs["pred_traj_10hz"])[now]) < 1e-3
     assert largest(turned(loop.trajectory_heading[0], theirs["pred_head_10hz"])[now]) < 1e-4

@@ -25,7 +25,6 @@ from smart_r1.simulate import (  # noqa: E402
     simulate,
 )
 from smart_r1.tokens.map_tokens import match_curves  # noqa: E402
-from smart_r1.tokens.motion import MotionTokens  # noqa: E402
 from smart_r1.tokens.vocabulary import CLASS_SIZE, Vocabulary, box_corners  # noqa: E402
 
 CONFIG = ModelConfig(16, 2, 4, 4, 1, 2, 10.0, 20.0, 25.0, 3, entry_motion="global")
@@ -238,10 +237,10 @@ def test_stepping_gives_the_logits_of_one_parallel_pass(model: SMART) -> None:
 
     loop = simulate(model, begin(model, batch, model.tokenize(batch)), watched, 3)
     with torch.no_grad():
-        parallel = model(batch, MotionTokens(loop.index, loop.position, loop.heading, loop.valid))
-    valid = loop.valid[:, :, 1:17]
+        parallel = model(batch, loop.tokens)
+    valid = loop.tokens.valid[:, :, 1:17]
     torch.testing.assert_close(torch.stack(seen, 2)[valid], parallel[valid], rtol=1e-4, atol=1e-4)
-    chosen = parallel.log_softmax(-1).gather(-1, loop.index[:, :, 2:, None])[..., 0]
+    chosen = parallel.log_softmax(-1).gather(-1, loop.tokens.index[:, :, 2:, None])[..., 0]
     torch.testing.assert_close(loop.log_probability[valid], chosen[valid], rtol=1e-4, atol=1e-4)
 
 
@@ -256,7 +255,7 @@ def test_agents_that_are_not_there_change_nothing(model: SMART) -> None:
         simulate(model, begin(model, one, model.tokenize(one)), most_probable, 1)
         for one in (without, elsewhere)
     ]
-    assert not loops[0].valid[:, 1].any()
+    assert not loops[0].tokens.valid[:, 1].any()
     others = [0, 2, 3]
     assert torch.equal(loops[0].trajectory[:, others], loops[1].trajectory[:, others])
 
@@ -265,9 +264,9 @@ def test_replaying_tokens_repeats_the_trajectories(model: SMART) -> None:
     batch = _batch(np.random.default_rng(11), (4,), (9,))
     beginning = begin(model, batch, model.tokenize(batch))
     first = simulate(model, beginning, sample(batch, range(2), Sampling(5), 1), 2)
-    again = simulate(model, beginning, replay(first.index[:, :, 2:]), 2)
+    again = simulate(model, beginning, replay(first.tokens.index[:, :, 2:]), 2)
     assert torch.equal(first.trajectory, again.trajectory)
-    assert torch.equal(first.position[:, :, 2:], again.trajectory[:, :, 4::5])
+    assert torch.equal(first.tokens.position[:, :, 2:], again.trajectory[:, :, 4::5])
 
 
 def test_draws_belong_to_the_scene_and_the_rollout(model: SMART) -> None:
@@ -277,7 +276,7 @@ def test_draws_belong_to_the_scene_and_the_rollout(model: SMART) -> None:
 
     def tokens(rollouts: range, seed: int = 0) -> torch.Tensor:
         choose = sample(batch, rollouts, Sampling(N_TOKENS), seed)
-        return simulate(model, beginning, choose, len(rollouts)).index
+        return simulate(model, beginning, choose, len(rollouts)).tokens.index
 
     together = tokens(range(4))
     assert torch.equal(together[2:], tokens(range(2, 4)))

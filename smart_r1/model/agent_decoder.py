@@ -10,7 +10,7 @@ steps before have left. Both give the same logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -23,6 +23,7 @@ from smart_r1.model.config import ModelConfig
 from smart_r1.model.geometry import motion, relative_pose
 from smart_r1.model.layers import FourierEmbedding, perceptron, token_embedding
 from smart_r1.model.neighbours import Neighbours, Table
+from smart_r1.tokens.motion import MotionTokens
 
 N_CLASSES = 3
 
@@ -61,31 +62,6 @@ class AgentContext:
     offset: Tensor
     origin: Tensor
     tokens: Tensor
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class States:
-    """States of agents [..., A], and the tokens that led to them.
-
-    Attributes:
-        index: long [..., A], the token.
-        position: [..., A, 2], metres in the scene's local frame; 0 where not valid.
-        heading: [..., A].
-        valid: bool [..., A].
-    """
-
-    index: Tensor
-    position: Tensor
-    heading: Tensor
-    valid: Tensor
-
-    def mapped(self, function: Callable[[Tensor], Tensor]) -> States:
-        """The same function of every field."""
-        return States(*map(function, (self.index, self.position, self.heading, self.valid)))
-
-    def at(self, step: int) -> States:
-        """One of the first dimension."""
-        return self.mapped(lambda field: field[step])
 
 
 class Pairs(NamedTuple):
@@ -161,7 +137,7 @@ class AgentDecoder(nn.Module):
         )
 
     def forward(
-        self, context: AgentContext, encoded: EncodedMap, states: States
+        self, context: AgentContext, encoded: EncodedMap, states: MotionTokens
     ) -> tuple[Tensor, list[Tensor]]:
         """All steps at once: a step sees itself and those before.
 
@@ -209,7 +185,7 @@ class AgentDecoder(nn.Module):
         context: AgentContext,
         encoded: EncodedMap,
         memory: Memory,
-        states: States,
+        states: MotionTokens,
         displacement: Tensor,
     ) -> Tensor:
         """The newest step of a simulation, which joins the memory.
@@ -271,14 +247,16 @@ class AgentDecoder(nn.Module):
         """The states that temporal attention does not leave out, drawn anew in each pass."""
         return torch.rand(valid.shape, device=valid.device) >= self.config.history_drop
 
-    def _features(self, context: AgentContext, states: States, displacement: Tensor) -> Tensor:
+    def _features(
+        self, context: AgentContext, states: MotionTokens, displacement: Tensor
+    ) -> Tensor:
         """What agents [..., A] bring to the first layer: [..., A, D]."""
         token = context.tokens[context.classes.expand_as(states.index), states.index]
         moved = self.motion(motion(displacement, states.heading), context.offset)
         features: Tensor = self.fusion(torch.cat([token, moved], dim=-1))
         return features
 
-    def _sees_map(self, context: AgentContext, encoded: EncodedMap, states: States) -> Pairs:
+    def _sees_map(self, context: AgentContext, encoded: EncodedMap, states: MotionTokens) -> Pairs:
         """For agents in frames, [G, A]."""
         near = neighbours.map_of_agents(
             states.position,
@@ -299,7 +277,7 @@ class AgentDecoder(nn.Module):
 
         return Pairs(near, embed_relations(self.map_relation, near, relation))
 
-    def _sees_agents(self, context: AgentContext, states: States) -> Pairs:
+    def _sees_agents(self, context: AgentContext, states: MotionTokens) -> Pairs:
         """For agents in frames, [G, A]."""
         near = neighbours.between_agents(
             states.position,
@@ -328,7 +306,7 @@ class Memory:
     """
 
     def __init__(
-        self, time_span: int, n_rollouts: int, states: States, keys_values: Sequence[Tensor]
+        self, time_span: int, n_rollouts: int, states: MotionTokens, keys_values: Sequence[Tensor]
     ) -> None:
         """Begin with a history that all rollouts share.
 
@@ -350,7 +328,7 @@ class Memory:
         for step in range(len(states.valid)):
             self.remember(states.at(step), [layer[step] for layer in keys_values])
 
-    def remember(self, states: States, keys_values: Sequence[Tensor]) -> None:
+    def remember(self, states: MotionTokens, keys_values: Sequence[Tensor]) -> None:
         """Replace the oldest step by one [R or 1, A]."""
         slot = self._n_seen % len(self.valid)
         self.position[slot], self.heading[slot] = states.position, states.heading
@@ -367,7 +345,7 @@ class Memory:
         return -((newest - slot) % window + 1).to(self.position.dtype)
 
 
-def _displacement(config: ModelConfig, context: AgentContext, states: States) -> Tensor:
+def _displacement(config: ModelConfig, context: AgentContext, states: MotionTokens) -> Tensor:
     """How far agents have come since the step before, [S, R, A, 2]; 0 at the first."""
     moved = torch.zeros_like(states.position)
     moved[1:] = states.position[1:] - states.position[:-1]

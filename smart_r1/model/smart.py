@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_r1.batching import SceneBatch
-from smart_r1.model.agent_decoder import AgentContext, AgentDecoder, EncodedMap, States
+from smart_r1.model.agent_decoder import AgentContext, AgentDecoder, EncodedMap
 from smart_r1.model.config import ModelConfig
 from smart_r1.model.layers import initialise
 from smart_r1.model.map_encoder import MapEncoder
@@ -80,9 +80,8 @@ class SMART(nn.Module):
             [A, 16, V] or [R, A, 16, V]: at j, of the token that leads from state j + 1 to j + 2.
         """
         rollouts = tokens.valid.dim() == 3
-        logged = States(tokens.index, tokens.position, tokens.heading, tokens.valid)
         # Steps first; and the last state predicts nothing that is known.
-        states = logged.mapped(
+        states = tokens.mapped(
             lambda field: (field if rollouts else field[None]).movedim(2, 0)[: LAST_PREDICTED + 1]
         )
         features, _ = self.agent_decoder(self.context(batch), self.encode_map(batch), states)

@@ -7,7 +7,7 @@ the errors of tokens do not add up (SMART, arXiv 2405.15677).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +23,14 @@ _PAIRS_ON_CPU, _PAIRS_ON_DEVICE = 2**16, 2**24
 
 @dataclass(frozen=True, eq=False)
 class MotionTokens:
-    """The tokens of A agents; token k leads to the state at the 10 Hz step 5 (k + 1).
+    """Tokens, and the states that they lead to: of A agents over 18 steps where no more is said.
+
+    Token k leads to the state at the 10 Hz step 5 (k + 1). Simulated ones have a dimension for
+    rollouts before these, and the model puts steps first.
 
     Attributes:
         index: int64 [A, 18]; 0 where not valid.
-        position: float32 [A, 18, 2], metres, the states that the tokens lead to; 0 where not valid.
+        position: float32 [A, 18, 2], metres; 0 where not valid.
         heading: float32 [A, 18], radians in [-pi, pi], likewise.
         valid: bool [A, 18], whether the track is valid where the token starts and where it ends.
     """
@@ -36,6 +39,14 @@ class MotionTokens:
     position: Tensor
     heading: Tensor
     valid: Tensor
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> MotionTokens:
+        """The same function of every field."""
+        return MotionTokens(*map(function, (self.index, self.position, self.heading, self.valid)))
+
+    def at(self, step: int) -> MotionTokens:
+        """One of the first dimension."""
+        return self.mapped(lambda field: field[step])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from smart_r1.scene_tensors import SceneTensors, scene_tensors
 from smart_r1.tokens.map_tokens import match_curves
 from smart_r1.tokens.motion import play_out, tokenize
 from smart_r1.tokens.vocabulary import CLASSES, Vocabulary
-from smart_r1.tracks import N_STEPS, TOKEN_STEPS, wrap
-from smart_r1.tracks import hold_glitches
+from smart_r1.tracks import N_STEPS, TOKEN_STEPS, hold_glitches, wrap
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.scenario import Float64Array, Scenario
 

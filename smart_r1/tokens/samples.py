@@ -8,8 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from smart_r1.map_pieces import LONGEST_SEGMENT, SPACING, WINDOW
 from smart_r1.tokens.rules import along_x, piece_points
 from smart_r1.tokens.vocabulary import CLASSES
-from smart_r1.tracks import TOKEN_STEPS, wrap
-from smart_r1.tracks import hold_glitches
+from smart_r1.tracks import TOKEN_STEPS, hold_glitches, wrap
 from wosac_toolkit.scenario import Float32Array, Float64Array, MapFeatureKind, Scenario
 
 FEWEST_STEPS = 30
