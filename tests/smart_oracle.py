@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,17 +21,20 @@ def random_weights(
     dim: int, heads: int, width: int, bands: int, layers: tuple[int, int], n_tokens: int, seed: int
 ) -> dict[str, Tensor]:
     """Weights of a model, of a size that makes every part matter."""
-    g = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     out: dict[str, Tensor] = {}
 
+    def normal(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
     def linear(name: str, n_in: int, n_out: int, bias: bool = True) -> None:
-        out[f"{name}.weight"] = torch.randn(n_out, n_in, generator=g) / math.sqrt(n_in)
+        out[f"{name}.weight"] = normal(n_out, n_in) / math.sqrt(n_in)
         if bias:
-            out[f"{name}.bias"] = 0.3 * torch.randn(n_out, generator=g)
+            out[f"{name}.bias"] = 0.3 * normal(n_out)
 
     def norm(name: str, n: int) -> None:
-        out[f"{name}.weight"] = 1 + 0.3 * torch.randn(n, generator=g)
-        out[f"{name}.bias"] = 0.3 * torch.randn(n, generator=g)
+        out[f"{name}.weight"] = 1 + 0.3 * normal(n)
+        out[f"{name}.bias"] = 0.3 * normal(n)
 
     def embedding(name: str, n_in: int) -> None:
         linear(f"{name}.mlp.0", n_in, 128)
@@ -45,7 +49,7 @@ def random_weights(
         linear(f"{name}.mlp.3", dim, n_out)
 
     def fourier(name: str, n_in: int) -> None:
-        out[f"{name}.freqs.weight"] = 0.05 * torch.randn(n_in, bands, generator=g)
+        out[f"{name}.freqs.weight"] = 0.05 * normal(n_in, bands)
         for i in range(n_in):
             linear(f"{name}.mlps.{i}.0", 2 * bands + 1, dim)
             norm(f"{name}.mlps.{i}.1", dim)
@@ -73,8 +77,8 @@ def random_weights(
                 out[f"{name}.attn_prenorm_x_dst.{part}"] = shared
 
     for name, n in (("type_pt_emb", 10), ("polygon_type_emb", 4), ("light_pl_emb", 5)):
-        out[f"encoder.map_encoder.{name}.weight"] = torch.randn(n, dim, generator=g)
-    out["encoder.agent_encoder.type_a_emb.weight"] = torch.randn(3, dim, generator=g)
+        out[f"encoder.map_encoder.{name}.weight"] = normal(n, dim)
+    out["encoder.agent_encoder.type_a_emb.weight"] = normal(3, dim)
     fourier("encoder.map_encoder.r_pt2pt_emb", 3)
     embedding("encoder.map_encoder.token_emb", 22)
     for i in range(layers[0]):

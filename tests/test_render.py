@@ -133,18 +133,23 @@ def test_simulated_boxes_are_filled_and_logged_ones_are_not(
     assert count(plain(scene, rollouts, rollout=0), SIMULATED, 40) > 100
 
 
-def test_a_box_stands_where_its_object_is(scene: Scenario, rollouts: Rollouts) -> None:
-    """Of one vehicle that is simulated 20 m behind its log, all that is filled is there."""
-    log = simulate_baseline(scene, "log", 1)
-    apart = log.states + np.float32([[[0, 0, 0, 0]], [[-20, 0, 0, 0]], [[0, 0, 0, 0]]])
-    picture = pixels(plain(scene, replace(log, states=apart), width=800, height=600))
-    blue = (picture[..., 2].astype(int) - picture[..., 0] > 90) & (picture[..., 1] < 160)
-    rows, columns = np.nonzero(blue)
-    assert len(rows) > 300
-    # The middle one of three lanes, in the left half of what the vehicles cover.
-    together = pixels(plain(scene, log, width=800, height=600))
-    others = (together[..., 2].astype(int) - together[..., 0] > 90) & (together[..., 1] < 160)
-    assert columns.min() < np.nonzero(others)[1].min() + 5
+@pytest.mark.parametrize(("shift", "left", "right"), [(-40.0, 0.15, 0.35), (40.0, 0.65, 0.85)])
+def test_a_box_has_the_place_and_shape_of_its_object(
+    make_scenario: MakeScenario, shift: float, left: float, right: float
+) -> None:
+    """One that stands still in the log, and 40 m to one side of it in the simulation."""
+    scenario = make_scenario(n_tracks=1, tracks_to_predict=(), speed=0.0)
+    log = simulate_baseline(scenario, "log", 1)
+    apart = replace(log, states=log.states + np.float32([shift, 0, 0, 0]))
+    # At the current step a simulation stands where the log does.
+    red, green, blue = np.moveaxis(pixels(plain(scenario, apart)).astype(int), 2, 0)
+    rows, columns = np.nonzero((blue - red > 90) & (green < 160))
+    # The path from there has the same colour, but is thin.
+    of_box = np.flatnonzero(np.bincount(columns, minlength=960) > 8)
+    assert left * 960 < of_box.mean() < right * 960
+    in_box = np.isin(columns, of_box)
+    assert np.ptp(of_box) / np.ptp(rows[in_box]) == pytest.approx(4.5 / 2.0, rel=0.1)
+    assert abs(rows[in_box].mean() - 370) < 10
 
 
 def test_signals_have_the_colour_and_shape_of_their_step(scene: Scenario) -> None:
@@ -276,10 +281,14 @@ def test_a_png_has_a_panel_for_each_moment(
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
 
 
+def short(rollouts: Rollouts) -> Rollouts:
+    """Two seconds of it: 21 frames."""
+    return replace(rollouts, states=rollouts.states[:, :, :20])
+
+
 def test_a_gif_plays_in_real_time(scene: Scenario, rollouts: Rollouts, tmp_path: Path) -> None:
     path = tmp_path / "scene.gif"
-    short = replace(rollouts, states=rollouts.states[:, :, :20])
-    render_scene(path, scene, short, rollout=0, width=320, height=240)
+    render_scene(path, scene, short(rollouts), rollout=0, width=320, height=240)
     with Image.open(path) as film:
         assert film.format == "GIF"
         assert film.size == (320, 240)
@@ -293,7 +302,7 @@ def test_a_gif_plays_in_real_time(scene: Scenario, rollouts: Rollouts, tmp_path:
     assert set(durations) == {100}
     assert not np.array_equal(frames[0], frames[20])
     again = tmp_path / "again.gif"
-    render_scene(again, scene, short, rollout=0, width=320, height=240)
+    render_scene(again, scene, short(rollouts), rollout=0, width=320, height=240)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -305,7 +314,7 @@ def fake_ffmpeg(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", str(folder))
 
 
-def test_an_mp4_is_what_ffmpeg_makes_of_81_frames_of_even_size(
+def test_an_mp4_is_what_ffmpeg_makes_of_all_frames_of_even_size(
     scene: Scenario, rollouts: Rollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = (
@@ -314,9 +323,9 @@ def test_an_mp4_is_what_ffmpeg_makes_of_81_frames_of_even_size(
     )
     fake_ffmpeg(tmp_path / "bin", script, monkeypatch)
     path = tmp_path / "scene.mp4"
-    render_scene(path, scene, rollouts, rollout=0, width=161, height=121)
+    render_scene(path, scene, short(rollouts), rollout=0, width=161, height=121)
     n_bytes, *arguments = path.read_text().split()
-    assert int(n_bytes) == 81 * 160 * 120 * 3
+    assert int(n_bytes) == 21 * 160 * 120 * 3
     assert arguments[arguments.index("-s") + 1] == "160x120"
     assert arguments[arguments.index("-r") + 1] == "10"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bin", "scene.mp4"]
@@ -335,7 +344,7 @@ def test_what_ffmpeg_says_is_told_and_nothing_is_left(
 ) -> None:  # fmt: skip
     fake_ffmpeg(tmp_path / "bin", script, monkeypatch)
     with pytest.raises(WosacError, match="ffmpeg failed with exit code 1: no encoder"):
-        render_scene(tmp_path / "scene.mp4", scene, rollouts, width=160, height=120)
+        render_scene(tmp_path / "scene.mp4", scene, short(rollouts), width=160, height=120)
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
@@ -351,7 +360,7 @@ def test_without_ffmpeg_an_mp4_is_refused_with_a_mend(
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg")
 def test_a_real_mp4(scene: Scenario, rollouts: Rollouts, tmp_path: Path) -> None:
     path = tmp_path / "scene.mp4"
-    render_scene(path, scene, rollouts, rollout=0, width=320, height=240)
+    render_scene(path, scene, short(rollouts), rollout=0, width=320, height=240)
     assert path.read_bytes()[4:8] == b"ftyp"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,7 @@ torch = pytest.importorskip("torch")
 from smart_oracle import Oracle, random_weights  # noqa: E402
 
 from smart_r1.batching import SceneBatch  # noqa: E402
-from smart_r1.model import neighbours  # noqa: E402
-from smart_r1.model.catk import load_weights  # noqa: E402
+from smart_r1.model import catk, neighbours  # noqa: E402
 from smart_r1.model.config import ModelConfig  # noqa: E402
 from smart_r1.model.smart import SMART  # noqa: E402
 from smart_r1.simulate import (  # noqa: E402
@@ -25,6 +26,7 @@ from smart_r1.simulate import (  # noqa: E402
     simulate,
 )
 from smart_r1.tokens.map_tokens import match_curves  # noqa: E402
+from smart_r1.tokens.motion import MotionTokens  # noqa: E402
 from smart_r1.tokens.vocabulary import CLASS_SIZE, Vocabulary, box_corners  # noqa: E402
 
 CONFIG = ModelConfig(16, 2, 4, 4, 1, 2, 10.0, 20.0, 25.0, 3, entry_motion="global")
@@ -86,7 +88,7 @@ def weights() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def model(weights: dict[str, torch.Tensor]) -> SMART:
     made = SMART(CONFIG, _vocabulary(np.random.default_rng(0)))
-    load_weights(made, weights, "weights")
+    catk.load_weights(made, weights, "weights")
     return made.eval()
 
 
@@ -97,45 +99,87 @@ def _scene(batch: SceneBatch, scene: int) -> tuple[slice, slice]:
     return slice(*agents[scene : scene + 2]), slice(*tokens[scene : scene + 2])
 
 
-@pytest.mark.parametrize("entry", ["global", "zero"])
-def test_logits_equal_the_oracle_s(
-    weights: dict[str, torch.Tensor], entry: str, model: SMART
-) -> None:
-    """Two scenes in a batch; agents that enter and leave; motion of those that enter."""
-    batch = _batch(np.random.default_rng(3), (4, 3), (9, 6))
-    ours = SMART(dataclasses.replace(CONFIG, entry_motion=entry), model.vocabulary())
-    load_weights(ours, weights, "weights")
-    ours.eval()
-    tokens = ours.tokenize(batch)
-    with torch.no_grad():
-        logits = ours(batch, tokens)
-    exact = {name: weight.double() for name, weight in weights.items()}
-    oracle = Oracle(exact, 2, (10.0, 20.0, 25.0), 3)
-    for scene in range(2):
+def _expected(
+    weights: dict[str, torch.Tensor], model: SMART, batch: SceneBatch, tokens: MotionTokens
+) -> torch.Tensor:
+    """The oracle's logits of all scenes, [A, 16, V] in float64."""
+    oracle = Oracle(weights, 2, (10.0, 20.0, 25.0), 3)
+    scenes = []
+    for scene in range(len(batch)):
         agents, roads = _scene(batch, scene)
         points, turns = batch.map_points[roads].double(), batch.map_heading[roads].double()
-        index = match_curves(batch.map_points[roads], batch.map_heading[roads], ours.curves)
+        index = match_curves(batch.map_points[roads], batch.map_heading[roads], model.curves)
         kinds = [batch.map_type[roads], batch.map_polygon[roads], batch.map_light[roads]]
-        features = oracle.map_features(ours.curves.double(), index, kinds, points[:, 0], turns)
+        features = oracle.map_features(model.curves.double(), index, kinds, points[:, 0], turns)
         states = (
             tokens.index[agents, :17],
             tokens.position[agents, :17].double(),
             tokens.heading[agents, :17].double(),
             tokens.valid[agents, :17],
         )
-        expected = oracle.logits(
-            ours.motion[:, :, -1].flatten(2).double(),
+        enters = model.config.entry_motion == "global"
+        logits = oracle.logits(
+            model.motion[:, :, -1].flatten(2).double(),
             states,
             batch.classes[agents],
             batch.size[agents].double(),
             (features, points[:, 0], turns),
-            batch.origin[scene].float().double() if entry == "global" else None,
-        )[:, 1:]
-        valid = tokens.valid[agents, 1:17]
-        assert valid.any()
-        assert not valid.all()
+            batch.origin[scene].float().double() if enters else None,
+        )
+        scenes.append(logits[:, 1:])
+    return torch.cat(scenes)
+
+
+def _with_entry(model: SMART, entry: str) -> SMART:
+    made = SMART(dataclasses.replace(CONFIG, entry_motion=entry), model.vocabulary())
+    made.load_state_dict(model.state_dict())
+    return made.eval()
+
+
+@pytest.mark.parametrize("entry", ["global", "zero"])
+def test_logits_equal_the_oracle_s(
+    weights: dict[str, torch.Tensor], entry: str, model: SMART
+) -> None:
+    """Two scenes in a batch; agents that enter and leave; motion of those that enter."""
+    batch = _batch(np.random.default_rng(3), (4, 3), (9, 6))
+    ours = _with_entry(model, entry)
+    tokens = ours.tokenize(batch)
+    exact = {name: weight.double() for name, weight in weights.items()}
+    with torch.no_grad():
+        logits = ours(batch, tokens)
+        expected = _expected(exact, ours, batch, tokens)
+    valid = tokens.valid[:, 1:17]
+    assert valid.any()
+    assert not valid.all()
+    torch.testing.assert_close(logits[valid], expected[valid].float(), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_equal_the_oracle_s(weights: dict[str, torch.Tensor], model: SMART) -> None:
+    """Of every weight, although half of the forward pass is computed again for them."""
+    batch = _batch(np.random.default_rng(4), (3, 2), (6, 4))
+    ours = _with_entry(model, "zero")
+    tokens = ours.tokenize(batch)
+    valid = tokens.valid[:, 1:17]
+    wanted = torch.from_numpy(np.random.default_rng(5).standard_normal((*valid.shape, N_TOKENS)))
+    (ours(batch, tokens) * wanted)[valid].sum().backward()
+    exact = {name: weight.double().requires_grad_() for name, weight in weights.items()}
+    for name in exact:  # One norm for both, where sources and targets are of one kind.
+        if "attn_prenorm_x_dst" in name and "pt2a" not in name:
+            exact[name] = exact[name.replace("x_dst", "x_src")]
+    (_expected(exact, ours, batch, tokens) * wanted)[valid].sum().backward()
+    # What no agent needs, such as the tokens of an absent class, has no gradient or one of zeros.
+    found = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in ours.named_parameters()
+    }
+    scale = max(float(gradient.abs().max()) for gradient in found.values())
+    for name, weight in exact.items():
+        key = catk.our_name(name)
+        if "attn_prenorm_x_dst" in name and "pt2a" not in name:
+            continue
+        theirs = torch.zeros_like(weight) if weight.grad is None else weight.grad
         torch.testing.assert_close(
-            logits[agents][valid], expected[valid].float(), rtol=1e-4, atol=1e-4
+            found[key], theirs.float(), rtol=1e-3, atol=1e-5 * scale, msg=key
         )
 
 
@@ -174,9 +218,7 @@ def test_logits_do_not_depend_on_where_the_local_frame_is(model: SMART) -> None:
 
 
 def test_a_rotated_scene_has_the_same_logits_without_the_compatible_entry(model: SMART) -> None:
-    ours = SMART(dataclasses.replace(CONFIG, entry_motion="zero"), model.vocabulary())
-    ours.load_state_dict(model.state_dict())
-    ours.eval()
+    ours = _with_entry(model, "zero")
     batch = _batch(np.random.default_rng(6), (5,), (9,))
     turn = torch.tensor(1.1)
     rotation = torch.stack(
@@ -295,3 +337,33 @@ def test_sampling_follows_the_probabilities_of_the_largest_logits(model: SMART) 
     expected = torch.tensor([0.0, 2.0, 1.0, -torch.inf]).div(2.0).softmax(0)
     share = torch.bincount(drawn, minlength=4) / n
     torch.testing.assert_close(share, expected, rtol=0, atol=0.03)
+
+
+RECORDED = Path(__file__).parent / "recorded/smart_small.json"
+
+
+def test_logits_and_rollouts_are_those_recorded(model: SMART) -> None:
+    """Recorded when the model equalled the public code's outputs and the oracle.
+
+    To record anew, delete the file and run this test.
+    """
+    batch = _batch(np.random.default_rng(20), (5, 4), (12, 9))
+    tokens = model.tokenize(batch)
+    with torch.no_grad():
+        logits = model(batch, tokens)
+    loop = simulate(model, begin(model, batch, tokens), most_probable, 1)
+    found = {
+        "tokens": tokens.index.tolist(),
+        "logits": logits[:, ::3, ::4].where(tokens.valid[:, 1:17:3, None], 0).double().tolist(),
+        "chosen": loop.tokens.index[0, :, 2:].tolist(),
+        "ends": loop.trajectory[0, :, -1].double().tolist(),
+    }
+    if not RECORDED.is_file():
+        RECORDED.parent.mkdir(exist_ok=True)
+        RECORDED.write_text(json.dumps(found) + "\n")
+        pytest.fail(f"{RECORDED.name} was missing, and is recorded now")
+    recorded = json.loads(RECORDED.read_text())
+    assert found["tokens"] == recorded["tokens"]
+    assert found["chosen"] == recorded["chosen"]
+    np.testing.assert_allclose(found["logits"], recorded["logits"], atol=1e-4)
+    np.testing.assert_allclose(found["ends"], recorded["ends"], atol=1e-3)
