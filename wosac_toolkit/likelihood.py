@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wosac_toolkit.challenge import Bernoulli, Challenge, Component, Estimator, KernelDensity
+from wosac_toolkit.challenge import Bernoulli, Challenge, Estimator, KernelDensity
 from wosac_toolkit.features import Features
 from wosac_toolkit.kernels import histogram, kernel_density
 from wosac_toolkit.scenario import BoolArray, Float64Array, Int64Array, ObjectType
@@ -29,46 +29,52 @@ class LoggedCounts:
             one count, that the thing happened at any valid step or not.
         features: the features they come from.
         valid: bool [E, T], validity of the log.
-        is_vehicle: bool [E].
+        steps: component name -> bool [E, T], the logged steps that it looks at.
     """
 
     counts: dict[str, Int64Array]
     features: Features
     valid: BoolArray
-    is_vehicle: BoolArray
+    steps: dict[str, BoolArray]
 
 
 def count_log(logged: Features, challenge: Challenge) -> LoggedCounts:
     """Sort the log's features into the bins of each component of `challenge`."""
     valid = np.ascontiguousarray(logged.valid[0])
-    is_vehicle = logged.object_type[0] == ObjectType.VEHICLE
-    # A difference is valid where the steps it is taken over are.
-    difference = _central_and if challenge.difference == "central" else _forward_and
-    speed_valid = difference(valid)
-    acceleration_valid = difference(speed_valid)
-    validity = {
-        "linear_speed": speed_valid,
-        "angular_speed": speed_valid,
-        "linear_acceleration": acceleration_valid,
-        "angular_acceleration": acceleration_valid,
-        "time_to_collision": (
-            valid & is_vehicle[:, None] if challenge.ttc_vehicles_only else valid
-        ),
-    }
+    steps = _steps(valid, logged.object_type[0] == ObjectType.VEHICLE, challenge)
     counts = {}
     for component in challenge.components:
         name, estimator = component.name, component.estimator
         if isinstance(estimator, Bernoulli):
-            happened = _indication(component, logged, valid, is_vehicle)[0]
+            happened = indications(getattr(logged, PER_STEP[name]), steps[name])[0]
             counts[name] = np.stack([~happened, happened], axis=1).astype(np.int64)
         elif isinstance(estimator, KernelDensity):
-            counts[name] = validity.get(name, valid).astype(np.int64)
+            counts[name] = steps[name].astype(np.int64)
         else:
             counts[name] = np.empty((len(valid), estimator.n_bins), np.int64)
             histogram.count_logged(
-                getattr(logged, name)[0], validity.get(name, valid), estimator.edges(), counts[name]
+                getattr(logged, name)[0], steps[name], estimator.edges(), counts[name]
             )
-    return LoggedCounts(counts=counts, features=logged, valid=valid, is_vehicle=is_vehicle)
+    return LoggedCounts(counts=counts, features=logged, valid=valid, steps=steps)
+
+
+def _steps(valid: BoolArray, is_vehicle: BoolArray, challenge: Challenge) -> dict[str, BoolArray]:
+    """The logged steps that each component looks at, see `LoggedCounts.steps`."""
+    # A difference is valid where the steps it is taken over are.
+    difference = _central_and if challenge.difference == "central" else _forward_and
+    speed = difference(valid)
+    acceleration = difference(speed)
+    of_vehicles = valid & is_vehicle[:, None]
+    special = {
+        "linear_speed": speed,
+        "angular_speed": speed,
+        "linear_acceleration": acceleration,
+        "angular_acceleration": acceleration,
+        "time_to_collision": of_vehicles if challenge.ttc_vehicles_only else valid,
+        # The rate of violations, unlike the likelihood, counts agents of all types.
+        "traffic_light_violation": of_vehicles,
+    }
+    return {c.name: special.get(c.name, valid) for c in challenge.components}
 
 
 def count_simulation(
@@ -84,7 +90,7 @@ def count_simulation(
     for component in challenge.components:
         name, estimator = component.name, component.estimator
         if isinstance(estimator, Bernoulli):
-            happened = _indication(component, simulated, logged.valid, logged.is_vehicle)
+            happened = indications(getattr(simulated, PER_STEP[name]), logged.steps[name])
             tallies[name] = np.stack([~happened, happened], axis=2).astype(np.int64)
         elif isinstance(estimator, KernelDensity):
             values = getattr(simulated, name)
@@ -107,12 +113,16 @@ def log_likelihood_sums(tally: Tally, logged: Int64Array, estimator: Estimator) 
         logged: int64 [E, B] of `count_log`.
         estimator: of the component.
     """
-    if isinstance(estimator, KernelDensity):
-        pooled = np.logaddexp.reduce(tally, axis=0) - np.log(len(tally))
-    else:
-        pooled = _log_probabilities(tally.sum(axis=0), estimator.pseudocount)
-    result: Float64Array = np.einsum("eb,eb->e", logged, pooled)
+    result: Float64Array = np.einsum("eb,eb->e", logged, log_probabilities(tally, estimator))
     return result
+
+
+def log_probabilities(tally: Tally, estimator: Estimator) -> Float64Array:
+    """Log-probability of each bin of each agent under all rollouts, [E, B]; see above."""
+    if isinstance(estimator, KernelDensity):
+        pooled: Float64Array = np.logaddexp.reduce(tally, axis=0) - np.log(len(tally))
+        return pooled
+    return _log_probabilities(tally.sum(axis=0), estimator.pseudocount)
 
 
 def leave_one_out_sums(tally: Tally, logged: Int64Array, estimator: Estimator) -> Float64Array:
@@ -147,20 +157,12 @@ def indications(values: BoolArray, valid: BoolArray) -> BoolArray:
     return result
 
 
-_PER_STEP = {
+PER_STEP = {
     "collision_indication": "collision_per_step",
     "offroad_indication": "offroad_per_step",
     "traffic_light_violation": "traffic_light_violation_per_step",
 }
-
-
-def _indication(
-    component: Component, features: Features, valid: BoolArray, is_vehicle: BoolArray
-) -> BoolArray:
-    """The yes or no of a Bernoulli component, [S, E]; only vehicles can run a red light."""
-    if component.name == "traffic_light_violation":
-        valid = valid & is_vehicle[:, None]
-    return indications(getattr(features, _PER_STEP[component.name]), valid)
+"""Bernoulli component -> the feature that says at which steps the thing happens."""
 
 
 def _central_and(valid: BoolArray) -> BoolArray:

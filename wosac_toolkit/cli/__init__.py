@@ -17,6 +17,10 @@ _COMMANDS = {
         "wosac_toolkit.cli.compare",
         "Compare runs scene by scene with the first of them.",
     ),
+    "explain": (
+        "wosac_toolkit.cli.explain",
+        "Explain the score of a scene: which agents, components and steps cost it.",
+    ),
     "leaderboard": (
         "wosac_toolkit.cli.leaderboard",
         "Published WOSAC results, with your runs beside them.",

@@ -17,7 +17,7 @@ _MOST_FINDINGS = 20
 # Packages that come with an extra, and which.
 _EXTRAS = {
     **dict.fromkeys(("torch", "safetensors", "yaml", "tensorboard"), "train"),
-    **dict.fromkeys(("jinja2", "matplotlib"), "report"),
+    **dict.fromkeys(("jinja2", "matplotlib", "PIL"), "report"),
     "wandb": "wandb",
 }
 

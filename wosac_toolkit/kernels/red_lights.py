@@ -46,6 +46,7 @@ class SignalledLanes:
         lane_low, lane_high: float32 [L, 2], bounding boxes of the lane without its padding,
             mirrored as the distances are.
         padded: bool [L], whether the lane has a padding segment.
+        lane_ids: int64 [L], the map's ids of the lanes.
         signal_lane: int64 [K], the lane of each signal.
         stop: bool [K, S], the signal says stop at that step.
         stop_start, stop_delta: float32 [2, K, S], the lane segment at the stop point.
@@ -60,6 +61,7 @@ class SignalledLanes:
     lane_low: Float32Array
     lane_high: Float32Array
     padded: BoolArray
+    lane_ids: Int64Array
     signal_lane: Int64Array
     stop: BoolArray
     stop_start: Float32Array
@@ -132,6 +134,7 @@ def signalled_lanes(scenario: Scenario) -> SignalledLanes | None:
         lane_low=lane_low,
         lane_high=lane_high,
         padded=padded,
+        lane_ids=lane_ids,
         signal_lane=signal_lane,
         stop=(states == SignalState.ARROW_STOP) | (states == SignalState.STOP),
         stop_start=stop_start,
