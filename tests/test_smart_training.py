@@ -746,6 +746,18 @@ def test_another_run_in_the_same_folder_is_refused(
         run(settings(*ALL_AT_WORK, "seed=1", "schedule.warmup_epochs=1"), unbroken)
 
 
+def test_what_a_run_does_not_depend_on_may_change(
+    settings: Callable[..., PretrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        disturb(patched, 1, stop)
+        run(settings(), out)
+    assert run(settings("edges_at_once=1", "checkpoint.keep=1", "log.every_steps=2"), out).finished
+    assert [line["step"] for line in read_log(out)] == [1, 2, 4, 6]
+    assert load_pretrain_config(out / "config.yaml", ()).edges_at_once == 1
+
+
 def test_other_scenes_are_refused(
     settings: Callable[..., PretrainConfig],
     data: Data,
@@ -773,6 +785,17 @@ def test_a_folder_in_use_is_refused(
 ) -> None:
     with locked(tmp_path / "run"), pytest.raises(WosacError, match="another process is training"):
         run(settings(), tmp_path / "run")
+
+
+def test_another_vocabulary_is_refused(
+    settings: Callable[..., PretrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "run", tmp_path / "other.safetensors"
+    disturb(monkeypatch, 1, stop)
+    run(settings(), out)
+    save_vocabulary(other, Vocabulary(arcs().motion[:, :20], arcs().curves))
+    with pytest.raises(WosacError, match="began with another vocabulary"):
+        run(settings(f"vocabulary={other}"), out)
 
 
 @pytest.mark.parametrize(
@@ -847,6 +870,43 @@ def test_tensorboard_has_the_curves(unbroken: Path) -> None:
     logged = {line["step"]: line["loss"] for line in read_log(unbroken) if line["event"] == "train"}
     assert losses == pytest.approx(logged, rel=1e-6)
     assert "validation/open_loop/loss" in events.Tags()["scalars"]
+
+
+class FakeWandb:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.sessions: list[dict[str, Any]] = []
+        self.told: list[tuple[int, dict[str, float]]] = []
+        self.finished = 0
+
+    def init(self, **arguments: Any) -> FakeWandb:
+        self.sessions.append(arguments)
+        return self
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.told.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_weights_and_biases_is_told_on_request(
+    settings: Callable[..., PretrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb, config = FakeWandb(), settings("log.wandb=traffic")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with monkeypatch.context() as patched:
+        disturb(patched, 2, stop)
+        run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
+    assert [step for step, _ in wandb.told] == [1, 2, 3, 4, 5, 6]
+    assert "train/loss" in wandb.told[0][1]
+    first, second = wandb.sessions
+    assert first["project"] == "traffic"
+    assert first["config"]["model"]["hidden_dim"] == CONFIGS["pico"].hidden_dim
+    assert first["id"] == second["id"]
+    assert wandb.finished == 2
 
 
 def test_validation_in_closed_loop_chooses_the_most_realistic(
@@ -980,13 +1040,16 @@ def test_the_command_trains_and_resumes(
 def test_options_and_assignments_are_settings(data: Data, tmp_path: Path) -> None:
     result = invoke(
         *("--data", data.cache, "--vocabulary", data.vocabulary, "--model", "pico"),
+        *("--val-data", data.cache, "--val-scenarios", data.scenarios),
         *("--epochs", "1", "--batch", "8", "--out", tmp_path / "run", "--device", "cpu"),
-        *("batch=4", "model.dropout=0.2"),
+        *("batch=4", "model.dropout=0.2", "closed_loop.every_epochs=0"),
     )
     assert result.exit_code == 0, result.stderr
     config = load_pretrain_config(tmp_path / "run/config.yaml", ())
     assert (config.data, config.vocabulary) == (str(data.cache), str(data.vocabulary))
-    assert (config.epochs, config.batch, config.model.dropout) == (1, 4, 0.2)
+    assert config.validation_data == str(data.cache)
+    assert config.validation_scenarios == str(data.scenarios)
+    assert (config.epochs, config.batch) == (1, 4)
     assert config.model == dataclasses.replace(CONFIGS["pico"], dropout=0.2)
 
 

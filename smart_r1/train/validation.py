@@ -1,0 +1,186 @@
+"""How good a model is: at the next token, and in closed loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from smart_r1.batching import batches
+from smart_r1.objectives import next_token_loss_sum, next_token_targets, top_k_hits
+from smart_r1.train.distributed import Ranks, add_up
+from wosac_toolkit.errors import WosacError
+
+if TYPE_CHECKING:
+    from smart_r1.cache import SceneCache
+    from smart_r1.model.smart import SMART
+    from smart_r1.train.interrupt import StopRequest
+    from wosac_toolkit.scenario import Scenario
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopConfig:
+    """Validation by the realism of simulated scenes.
+
+    Attributes:
+        every_epochs: 0 for never.
+        scenarios: the first so many scenes of the validation files.
+        n_rollouts: of each.
+        top_k: tokens are drawn among so many of the most probable.
+        temperature: of the draw.
+        seed: of the draw, the same each time.
+        challenge: version of the metric.
+    """
+
+    every_epochs: int = 8
+    scenarios: int = 32
+    n_rollouts: int = 32
+    top_k: int = 48
+    temperature: float = 1.0
+    seed: int = 0
+    challenge: str = "2025"
+
+    def __post_init__(self) -> None:
+        if self.every_epochs < 0 or self.seed < 0:
+            raise WosacError("closed_loop: every_epochs and seed must not be negative")
+        numbers = (self.scenarios, self.n_rollouts, self.top_k)
+        if min(numbers) < 1 or not self.temperature > 0:
+            raise WosacError(
+                "closed_loop: scenarios, n_rollouts, top_k and temperature must be positive"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenLoopConfig:
+    """Validation by the next token on the held-out scenes.
+
+    Attributes:
+        every_epochs: 0 for never.
+        scenes: at most so many of them; None for all.
+    """
+
+    every_epochs: int = 1
+    scenes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_epochs < 0 or (self.scenes is not None and self.scenes < 1):
+            raise WosacError("open_loop: every_epochs must not be negative, and scenes positive")
+
+
+def is_due(every_epochs: int, epoch: int, epochs: int) -> bool:
+    """Whether to validate after an epoch, counted from 1; always after the last one, if ever."""
+    return every_epochs > 0 and (epoch % every_epochs == 0 or epoch == epochs)
+
+
+@torch.no_grad()
+def open_loop(
+    model: SMART,
+    cache: SceneCache,
+    ranks: Ranks,
+    stop: StopRequest,
+    *,
+    edges_at_once: int,
+    label_smoothing: float,
+    context: Callable[[], AbstractContextManager[object]],
+) -> Mapping[str, float] | None:
+    """Loss and accuracy over all agents, as in CAT-K's validation.
+
+    Args:
+        model: in evaluation mode.
+        cache: the scenes, of which each process takes its share.
+        ranks: the processes.
+        stop: looked at after every batch.
+        edges_at_once: see `smart_r1.train.loop.TrainConfig`.
+        label_smoothing: of the loss.
+        context: in which the network computes, such as an autocast.
+
+    Returns:
+        Means over the actions: `loss`; `nll`, the same without smoothing; `top1_accuracy`,
+        `top5_accuracy`. None if some process was asked to stop.
+    """
+    totals = torch.zeros(6, dtype=torch.float64, device=ranks.device)
+    mine = cache.select(range(len(cache))[ranks.rank :: ranks.size])
+    loaded = batches(mine, budget=edges_at_once, max_scenes=len(mine), view="logged", shuffle=False)
+    for part in loaded if len(mine) else ():
+        batch = part.to(ranks.device)
+        tokens = model.tokenize(batch)
+        with context():
+            logits = model(batch, tokens)
+        target = next_token_targets(tokens)
+        scored = logits, target.index, target.valid
+        sums = [
+            next_token_loss_sum(*scored, label_smoothing),
+            next_token_loss_sum(*scored),
+            top_k_hits(*scored, k=1).sum(),
+            top_k_hits(*scored, k=min(5, logits.shape[-1])).sum(),
+            target.valid.sum(),
+        ]
+        totals[:5] += torch.stack([value.double() for value in sums])
+        if stop:
+            totals[5] = 1
+            break
+    add_up(ranks, [totals])
+    *values, count, n_stops = totals.tolist()
+    if n_stops:
+        return None
+    names = ("loss", "nll", "top1_accuracy", "top5_accuracy")
+    return {n: v / count if count else math.nan for n, v in zip(names, values, strict=True)}
+
+
+def closed_loop(
+    model: SMART,
+    scenarios: Iterable[Scenario],
+    config: ClosedLoopConfig,
+    ranks: Ranks,
+    stop: StopRequest,
+) -> Mapping[str, float] | None:
+    """Means of the fields of the challenge's metric over simulated scenes.
+
+    Args:
+        model: in evaluation mode.
+        scenarios: those of this process.
+        config: how to simulate.
+        ranks: the processes.
+        stop: looked at after every scene.
+
+    Returns:
+        Field -> mean over the scenes of all processes where it is a finite number, such as
+        `metametric`, `min_average_displacement_error`. None if some process was asked to stop.
+    """
+    from smart_r1.evaluate import evaluate_scenarios
+    from smart_r1.simulate import Sampling
+    from wosac_toolkit.results import SCORE_FIELDS
+
+    # A row a field: the sum, and of how many scenes; in the last row, who was asked to stop.
+    totals = torch.zeros(len(SCORE_FIELDS) + 1, 2, dtype=torch.float64)
+    scores = evaluate_scenarios(
+        model,
+        scenarios,
+        n_rollouts=config.n_rollouts,
+        sampling=Sampling(top_k=config.top_k, temperature=config.temperature),
+        seed=config.seed,
+        challenge=config.challenge,
+    )
+    for score in scores:
+        fields = {**score.metrics(), **score.buckets()}
+        for row, name in enumerate(SCORE_FIELDS):
+            value = fields.get(name)
+            if value is not None and math.isfinite(value):
+                totals[row] += torch.tensor([value, 1.0], dtype=torch.float64)
+        if stop:
+            totals[-1] = 1
+            break
+    totals = totals.to(ranks.device)
+    add_up(ranks, [totals])
+    *rows, (n_stops, _) = totals.tolist()
+    if n_stops:
+        return None
+    return {
+        name: total / count
+        for name, (total, count) in zip(SCORE_FIELDS, rows, strict=True)
+        if count
+    }
