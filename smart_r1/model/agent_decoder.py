@@ -10,7 +10,7 @@ steps before have left. Both give the same logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -151,7 +151,7 @@ class AgentDecoder(nn.Module):
             the states, [S, R, A, 2 * inner].
         """
         shape = states.valid.shape
-        n_steps, n_rows = shape[0], shape[1] * shape[2]
+        n_rows = shape[1] * shape[2]
         position, heading = states.position.flatten(0, 2), states.heading.flatten(0, 2)
         kept = states.valid
         if self.training:
@@ -169,16 +169,10 @@ class AgentDecoder(nn.Module):
         map_pairs = self._sees_map(context, encoded, frames)
         agent_pairs = self._sees_agents(context, frames)
         x = self._features(context, states, _displacement(self.config, context, states))
-        x = x.flatten(0, 2)
-        kept_keys_values = []
-        for layer, (time, from_map, from_agents) in enumerate(self._layers()):
-            keys_values = time.keys_values(x)
-            kept_keys_values.append(keys_values.unflatten(0, shape))
-            x = time(x, keys_values, *past_pairs)
-            x = from_map(x, encoded.keys_values[layer], *map_pairs)
-            x = from_agents(x, from_agents.keys_values(x), *agent_pairs)
-        assert len(x) == n_steps * n_rows
-        return x.unflatten(0, shape), kept_keys_values
+        x, keys_values = self._decode(
+            x.flatten(0, 2), encoded, past_pairs, map_pairs, agent_pairs, lambda _, own: own
+        )
+        return x.unflatten(0, shape), [layer.unflatten(0, shape) for layer in keys_values]
 
     def step(
         self,
@@ -221,17 +215,48 @@ class AgentDecoder(nn.Module):
         past_pairs = Pairs(past, embed_relations(self.time_relation, past, relation))
         map_pairs = self._sees_map(context, encoded, states)
         agent_pairs = self._sees_agents(context, states)
-        x = self._features(context, states, displacement).flatten(0, 1)
-        kept_keys_values = []
-        for layer, (time, from_map, from_agents) in enumerate(self._layers()):
-            keys_values = time.keys_values(x)
-            kept_keys_values.append(keys_values.unflatten(0, shape))
-            x = time(x, memory.keys_values[layer].flatten(0, 2), *past_pairs)
-            x = from_map(x, encoded.keys_values[layer], *map_pairs)
+        x, keys_values = self._decode(
+            self._features(context, states, displacement).flatten(0, 1),
+            encoded,
+            past_pairs,
+            map_pairs,
+            agent_pairs,
+            lambda layer, _: memory.keys_values[layer].flatten(0, 2),
+        )
+        memory.remember(states, [layer.unflatten(0, shape) for layer in keys_values])
+        return x.unflatten(0, shape)
+
+    def _decode(
+        self,
+        x: Tensor,
+        encoded: EncodedMap,
+        past: Pairs,
+        map_pairs: Pairs,
+        agent_pairs: Pairs,
+        sources: Callable[[int, Tensor], Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All layers.
+
+        Args:
+            x: [N, D], the states.
+            encoded: the maps.
+            past: what each sees of its own past, rows of `sources`.
+            map_pairs: of the map.
+            agent_pairs: of the other states.
+            sources: from a layer's number and the keys and values of the states themselves, the
+                keys and values that temporal attention chooses from.
+
+        Returns:
+            [N, D], and for each layer the keys and values of the states, [N, 2 * inner].
+        """
+        kept = []
+        for number, (time, from_map, from_agents) in enumerate(self._layers()):
+            own = time.keys_values(x)
+            kept.append(own)
+            x = time(x, sources(number, own), *past)
+            x = from_map(x, encoded.keys_values[number], *map_pairs)
             x = from_agents(x, from_agents.keys_values(x), *agent_pairs)
-        memory.remember(states, kept_keys_values)
-        features: Tensor = x.unflatten(0, shape)
-        return features
+        return x, kept
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [..., D] to logits over the next token, [..., V]."""
