@@ -224,7 +224,8 @@ class AgentDecoder(nn.Module):
             lambda layer, _: memory.keys_values[layer].flatten(0, 2),
         )
         memory.remember(states, [layer.unflatten(0, shape) for layer in keys_values])
-        return x.unflatten(0, shape)
+        features: Tensor = x.unflatten(0, shape)
+        return features
 
     def _decode(
         self,
