@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +26,6 @@ MOST_TRAINED = 32
 """Agents a scene whose actions are learned, at most (CAT-K's target builder)."""
 
 _EDGES_OF_AGENT, _EDGES_OF_MAP_TOKEN = 2600, 28
-_N_AHEAD = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,186 +95,24 @@ class SceneBatch:
 
 
 def collate(
-    scenes: Sequence[SceneTensors], *, view: View, rng: np.random.Generator | None = None
+    scenes: Sequence[SceneTensors],
+    *,
+    view: View,
+    rngs: Sequence[np.random.Generator] | None = None,
 ) -> SceneBatch:
     """Join scenes.
 
     Args:
         scenes: at least one.
         view: `logged` for evaluation, `in_range` for training.
-        rng: draws which agents are learned where a scene has more than `MOST_TRAINED`, scene by
-            scene; None: `train_mask` is True for all agents.
+        rngs: one a scene, which draws its `trained_agents`; None: `train_mask` is True for all
+            agents.
     """
-    masks = [
-        np.ones(len(s.classes), bool) if rng is None else trained_agents(s, rng) for s in scenes
-    ]
-    return _join(scenes, view, masks)
+    if rngs is None:
+        masks = [np.ones(len(s.classes), np.bool_) for s in scenes]
+    else:
+        masks = [trained_agents(s, rng) for s, rng in zip(scenes, rngs, strict=True)]
 
-
-def trained_agents(scene: SceneTensors, rng: np.random.Generator) -> BoolArray:
-    """The trainable agents, at most `MOST_TRAINED`: all that have a role, others at random.
-
-    More agents with a role than that are all kept.
-
-    Returns:
-        bool [A].
-    """
-    mask = np.asarray(scene.roles.any(axis=1), np.bool_)
-    others = np.flatnonzero(scene.trainable & ~mask)
-    room = max(0, MOST_TRAINED - int(np.count_nonzero(mask)))
-    if len(others) > room:
-        others = rng.choice(others, room, replace=False)
-    mask[others] = True
-    return mask
-
-
-def batches(
-    cache: SceneCache,
-    *,
-    budget: int,
-    max_scenes: int,
-    view: View,
-    seed: int = 0,
-    epoch: int = 0,
-    shuffle: bool = True,
-    rank: int = 0,
-    world: int = 1,
-    start: int = 0,
-    pin: bool = False,
-) -> Iterator[SceneBatch]:
-    """The batches of one epoch, read ahead by another thread.
-
-    They depend on the scenes, `seed` and `epoch` alone: an epoch that was left after `n` batches
-    goes on with `start=n`. Which agents are learned is drawn per seed, epoch and scenario id,
-    whatever the batch, rank or number of ranks.
-
-    Args:
-        cache: the scenes, see `SceneCache.select`.
-        budget: most that a batch costs, in edges, see `scene_costs`; a scene that alone costs more
-            is a batch of its own.
-        max_scenes: most scenes a batch.
-        view: `in_range` for training; with `logged`, `train_mask` is True for all agents.
-        seed: of the order and of the draws.
-        epoch: number of the epoch, from 0.
-        shuffle: take the scenes in random order; else in the cache's.
-        rank: number of this process, from 0.
-        world: number of processes; each gets as many batches, of scenes of its own.
-        start: batches of this rank to skip.
-        pin: put batches into page-locked memory.
-
-    Raises:
-        WosacError: no scenes, or bounds that no scene fits (at the call).
-        FormatError: a damaged cache.
-    """
-    plan = plan_batches(
-        scene_costs(cache),
-        budget=budget,
-        max_scenes=max_scenes,
-        seed=seed,
-        epoch=epoch,
-        shuffle=shuffle,
-        world=world,
-    )
-
-    def load(chosen: Int64Array) -> SceneBatch:
-        scenes = [cache[int(i)] for i in chosen]
-        if view == "in_range":
-            masks = [trained_agents(s, scene_rng(seed, epoch, s.scenario_id)) for s in scenes]
-        else:
-            masks = [np.ones(len(s.classes), bool) for s in scenes]
-        batch = _join(scenes, view, masks)
-        return batch.pin() if pin else batch
-
-    return _ahead(load, plan[rank::world][start:])
-
-
-def scene_costs(cache: SceneCache) -> Int64Array:
-    """An estimate of the edges of each scene's graph, which memory and time go with, int64 [N].
-
-    Means over 124 WOMD scenes, with the radii of the 7M model: an agent has 2,080 edges from map
-    tokens, 460 from other agents and 60 from its past (all 18 steps), and a map token 28 from
-    others. The true number lies between half and twice the estimate in nine scenes of ten.
-    """
-    return cache.agent_counts * _EDGES_OF_AGENT + cache.map_counts * _EDGES_OF_MAP_TOKEN
-
-
-def plan_batches(
-    costs: Int64Array,
-    *,
-    budget: int,
-    max_scenes: int,
-    seed: int = 0,
-    epoch: int = 0,
-    shuffle: bool = True,
-    world: int = 1,
-) -> list[Int64Array]:
-    """Divide scenes into batches within a budget.
-
-    Scenes are taken in order and a batch is closed when the next one does not fit. Then the batches
-    with the most scenes are halved until their number is a multiple of `world`. Where all that are
-    left are of one scene, the first of them come again.
-
-    Args:
-        costs: int64 [N], what each scene costs.
-        budget: most that a batch costs, unless it is one scene.
-        max_scenes: most scenes a batch.
-        seed: of the order.
-        epoch: of the order.
-        shuffle: take the scenes in random order.
-        world: number of processes, of which process r takes the batches r, r + world, ..
-
-    Returns:
-        The scenes of each batch; every scene is in one of them, but for the exception above.
-
-    Raises:
-        WosacError: no scenes, or no room for any.
-    """
-    if budget < 1 or max_scenes < 1:
-        raise WosacError(f"no scene fits a budget of {budget} and {max_scenes} scenes a batch")
-    n = len(costs)
-    if not n:
-        raise WosacError("no scenes to make batches of")
-    order = np.random.default_rng([seed, epoch]).permutation(n) if shuffle else np.arange(n)
-    plan: list[Int64Array] = []
-    first = 0
-    total = np.cumsum(costs[order])
-    while first < n:
-        spent = total[first] - costs[order[first]]
-        fits = int(np.searchsorted(total, spent + budget, side="right"))
-        end = min(max(fits, first + 1), first + max_scenes)
-        plan.append(order[first:end].astype(np.int64))
-        first = end
-    while len(plan) % world:
-        place = max(range(len(plan)), key=lambda i: len(plan[i]))
-        if len(plan[place]) == 1:
-            return plan + [plan[i % len(plan)] for i in range(-len(plan) % world)]
-        plan[place : place + 1] = np.array_split(plan[place], 2)
-    return plan
-
-
-def scene_rng(seed: int, epoch: int, scenario_id: str) -> np.random.Generator:
-    """The random numbers of a scene in an epoch, whatever comes with it."""
-    name = hashlib.sha256(scenario_id.encode()).digest()[:8]
-    return np.random.default_rng([seed, epoch, int.from_bytes(name, "big")])
-
-
-def _ahead(
-    load: Callable[[Int64Array], SceneBatch], plan: Sequence[Int64Array]
-) -> Iterator[SceneBatch]:
-    """Load the batches of a plan in another thread, a few before they are asked for."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        loading = deque(pool.submit(load, chosen) for chosen in plan[:_N_AHEAD])
-        for number in range(len(plan)):
-            batch = loading.popleft().result()
-            if number + _N_AHEAD < len(plan):
-                loading.append(pool.submit(load, plan[number + _N_AHEAD]))
-            yield batch
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _join(scenes: Sequence[SceneTensors], view: View, masks: Sequence[BoolArray]) -> SceneBatch:
     def joined(arrays: Iterable[npt.NDArray[Any]], dtype: type | None = None) -> Tensor:
         return torch.from_numpy(np.concatenate(list(arrays), dtype=dtype))
 
@@ -302,3 +137,66 @@ def _join(scenes: Sequence[SceneTensors], view: View, masks: Sequence[BoolArray]
         map_polygon=joined((s.map_polygon for s in scenes), np.int64),
         map_light=joined((s.map_light for s in scenes), np.int64),
     )
+
+
+def trained_agents(scene: SceneTensors, rng: np.random.Generator) -> BoolArray:
+    """The trainable agents, at most `MOST_TRAINED`: all that have a role, others at random.
+
+    More agents with a role than that are all kept.
+
+    Returns:
+        bool [A].
+    """
+    mask = np.asarray(scene.roles.any(axis=1), np.bool_)
+    others = np.flatnonzero(scene.trainable & ~mask)
+    room = max(0, MOST_TRAINED - int(np.count_nonzero(mask)))
+    if len(others) > room:
+        others = rng.choice(others, room, replace=False)
+    mask[others] = True
+    return mask
+
+
+def scene_costs(cache: SceneCache) -> Int64Array:
+    """An estimate of the edges of each scene's graph, which memory and time go with, int64 [N].
+
+    Means over 124 WOMD scenes, with the radii of the 7M model: an agent has 2,080 edges from map
+    tokens, 460 from other agents and 60 from its past (all 18 steps), and a map token 28 from
+    others. The true number lies between half and twice the estimate in nine scenes of ten.
+    """
+    return cache.agent_counts * _EDGES_OF_AGENT + cache.map_counts * _EDGES_OF_MAP_TOKEN
+
+
+def plan_batches(costs: Int64Array, *, budget: int, max_scenes: int) -> list[range]:
+    """Divide scenes into batches within a budget, in their order.
+
+    A batch is closed when the next scene does not fit.
+
+    Args:
+        costs: int64 [N], what each scene costs.
+        budget: most that a batch costs, unless it is one scene.
+        max_scenes: most scenes a batch.
+
+    Returns:
+        The scenes of each batch; every scene is in one of them.
+
+    Raises:
+        WosacError: no room for any scene.
+    """
+    if budget < 1 or max_scenes < 1:
+        raise WosacError(f"no scene fits a budget of {budget} and {max_scenes} scenes a batch")
+    plan = []
+    first = 0
+    total = np.cumsum(costs)
+    while first < len(costs):
+        spent = total[first] - costs[first]
+        fits = int(np.searchsorted(total, spent + budget, side="right"))
+        end = min(max(fits, first + 1), first + max_scenes)
+        plan.append(range(first, end))
+        first = end
+    return plan
+
+
+def scene_rng(seed: int, epoch: int, scenario_id: str) -> np.random.Generator:
+    """The random numbers of a scene in an epoch, whatever comes with it."""
+    name = hashlib.sha256(scenario_id.encode()).digest()[:8]
+    return np.random.default_rng([seed, epoch, int.from_bytes(name, "big")])

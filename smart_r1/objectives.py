@@ -8,37 +8,16 @@ j + 2, taken in state j + 1: the first predicted action leads from the current s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smart_r1.tokens.motion import nearest_tokens
+from smart_r1.tokens.motion import MotionTokens, nearest_tokens
 
 if TYPE_CHECKING:
     from smart_r1.batching import SceneBatch
-
-
-class States(Protocol):
-    """A motion token and the state that it leads to for 18 steps of 0.5 s, logged or simulated.
-
-    `smart_r1.tokens.motion.MotionTokens` is one: index long [A, 18]; position [A, 18, 2] in metres
-    in the local frame of the scene; heading [A, 18]; valid bool [A, 18]; with a dimension before
-    these for rollouts.
-    """
-
-    @property
-    def index(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def position(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def heading(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def valid(self) -> Tensor: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,20 +33,20 @@ class Targets:
     valid: Tensor
 
 
-def next_token_targets(states: States) -> Targets:
+def next_token_targets(states: MotionTokens) -> Targets:
     """The tokens of the states themselves: behaviour cloning (SMART, arXiv 2405.15677, eq. 3).
 
     For states matched without noise they are the recovery targets too, but for rounding.
 
     Args:
-        states: of the logged tracks, matched without noise.
+        states: [..., A, 18], of the logged tracks, matched without noise.
     """
     valid = states.valid[..., 1:-1] & states.valid[..., 2:]
     return Targets(states.index[..., 2:].where(valid, 0), valid)
 
 
 @torch.no_grad()
-def recovery_targets(motion: Tensor, batch: SceneBatch, states: States) -> Targets:
+def recovery_targets(motion: Tensor, batch: SceneBatch, states: MotionTokens) -> Targets:
     """The token that brings each visited state nearest to the logged pose 0.5 s later.
 
     With p_k, h_k the visited state and p*, h* the logged pose at its end, the target is
@@ -81,7 +60,8 @@ def recovery_targets(motion: Tensor, batch: SceneBatch, states: States) -> Targe
     Args:
         motion: [3, V, 6, 4, 2], the vocabulary: corners of the tokens' boxes.
         batch: the logged tracks, at steps 0, 5, ..., 90.
-        states: where the policy was, in the frame of `batch`.
+        states: [..., A, 18], where the policy was, in the frame of `batch`; those of a closed
+            loop have a dimension for rollouts first.
 
     Returns:
         Valid where the visited state is and the logged pose at the end of the action is.

@@ -7,7 +7,6 @@ import math
 import os
 import pickle
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -25,14 +24,12 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from smart_r1 import batching, cache  # noqa: E402
+from smart_r1 import cache  # noqa: E402
 from smart_r1.batching import (  # noqa: E402
     SceneBatch,
-    batches,
     collate,
     plan_batches,
     scene_costs,
-    scene_rng,
     trained_agents,
 )
 from smart_r1.cache import SceneCache, prepare_dataset, split  # noqa: E402
@@ -577,12 +574,13 @@ def test_more_roles_than_32_are_all_learned(make_scenario: MakeScenario) -> None
     assert mask.sum() == 40
 
 
-def test_collate_draws_scene_by_scene(make_scenario: MakeScenario) -> None:
+def test_each_scene_draws_with_its_own_random_numbers(make_scenario: MakeScenario) -> None:
     scenes = [crowd(make_scenario, 60, 3)] * 2
-    mask = collate(scenes, view="in_range", rng=np.random.default_rng(5)).train_mask
-    rng = np.random.default_rng(5)
-    expected = np.concatenate([trained_agents(scene, rng) for scene in scenes])
-    assert np.array_equal(mask, expected)
+    mask = collate(
+        scenes, view="in_range", rngs=[np.random.default_rng(i) for i in (5, 6)]
+    ).train_mask
+    for i, drawn in zip((5, 6), mask.split(60), strict=True):
+        assert np.array_equal(drawn, trained_agents(scenes[0], np.random.default_rng(i)))
     assert not np.array_equal(mask[:60], mask[60:])
 
 
@@ -591,79 +589,28 @@ def test_collate_draws_scene_by_scene(make_scenario: MakeScenario) -> None:
 
 
 @given(
-    costs=st.lists(st.integers(0, 100), min_size=1, max_size=60),
+    costs=st.lists(st.integers(0, 100), max_size=60),
     budget=st.integers(1, 300),
     max_scenes=st.integers(1, 20),
-    world=st.integers(1, 4),
-    epoch=st.integers(0, 3),
-    shuffle=st.booleans(),
 )
 @settings(deadline=None, max_examples=60)
-def test_packing(
-    costs: list[int], budget: int, max_scenes: int, world: int, epoch: int, shuffle: bool
-) -> None:
-    array = np.array(costs)
-
-    def plan(world: int) -> list[list[int]]:
-        chosen = plan_batches(
-            array,
-            budget=budget,
-            max_scenes=max_scenes,
-            seed=3,
-            epoch=epoch,
-            shuffle=shuffle,
-            world=world,
-        )
-        return [batch.tolist() for batch in chosen]
-
-    found = plan(world)
-    # Every scene once, every process as many batches, all within the bounds.
-    assert len(found) % world == 0
-    if len(found) > len(costs):
-        # Nothing was left to halve: the first come again, as few as can be.
-        assert all(len(batch) == 1 for batch in found)
-        again, found = found[len(costs) :], found[: len(costs)]
-        assert len(again) < world
-        assert again == [found[i % len(found)] for i in range(len(again))]
-    assert sorted(i for batch in found for i in batch) == list(range(len(costs)))
-    for batch in found:
+def test_packing(costs: list[int], budget: int, max_scenes: int) -> None:
+    array = np.array(costs, np.int64)
+    plan = plan_batches(array, budget=budget, max_scenes=max_scenes)
+    # Every scene once, in order, within the bounds.
+    assert [i for batch in plan for i in batch] == list(range(len(costs)))
+    for batch in plan:
         assert 1 <= len(batch) <= max_scenes
-        assert array[batch].sum() <= budget or len(batch) == 1
-    # The order does not depend on the number of processes, and so not on how they share.
-    alone = plan(1)
-    assert [i for batch in found for i in batch] == [i for batch in alone for i in batch]
-    assert len(found) < len(alone) + world
+        assert array[list(batch)].sum() <= budget or len(batch) == 1
     # No batch is closed before it is full.
-    for one, following in pairwise(alone):
+    for one, following in pairwise(plan):
         assert array[[*one, following[0]]].sum() > budget or len(one) == max_scenes
-    if not shuffle:
-        assert [i for batch in alone for i in batch] == list(range(len(costs)))
 
 
 def test_a_batch_may_cost_the_whole_budget() -> None:
     costs = np.array([2, 2, 2, 2, 9, 1], np.int64)
-    plan = plan_batches(costs, budget=4, max_scenes=9, shuffle=False)
-    assert [batch.tolist() for batch in plan] == [[0, 1], [2, 3], [4], [5]]
-
-
-def test_each_epoch_and_seed_has_an_order_of_its_own() -> None:
-    def order(**more: int) -> list[int]:
-        plan = plan_batches(np.ones(50, np.int64), budget=7, max_scenes=9, **more)
-        return [int(i) for batch in plan for i in batch]
-
-    assert order(seed=1, epoch=2) == order(seed=1, epoch=2)
-    orders = [order(seed=s, epoch=e) for s in (0, 1) for e in (0, 1)]
-    assert len({tuple(o) for o in orders}) == 4
-
-
-def test_fewer_scenes_than_processes() -> None:
-    plan = plan_batches(np.ones(2, np.int64), budget=9, max_scenes=9, world=5, shuffle=False)
-    assert [batch.tolist() for batch in plan] == [[0], [1], [0], [1], [0]]
-
-
-def test_no_scenes_to_pack() -> None:
-    with pytest.raises(WosacError, match="no scenes"):
-        plan_batches(np.zeros(0, np.int64), budget=1, max_scenes=1)
+    plan = plan_batches(costs, budget=4, max_scenes=9)
+    assert [list(batch) for batch in plan] == [[0, 1], [2, 3], [4], [5]]
 
 
 @pytest.mark.parametrize("bounds", [{"budget": 0, "max_scenes": 1}, {"budget": 1, "max_scenes": 0}])
@@ -676,114 +623,6 @@ def test_what_a_scene_costs(prepared: Path) -> None:
     found = SceneCache(prepared)
     expected = [2600 * len(s.classes) + 28 * len(s.map_type) for s in found]
     assert scene_costs(found).tolist() == expected
-
-
-# --------------------------------------------------------------------------------------------------
-# Batches: an epoch
-
-BOUNDS: dict[str, Any] = {"budget": 50_000, "max_scenes": 3}
-
-
-def ids(found: list[SceneBatch]) -> list[tuple[str, ...]]:
-    return [batch.scenario_ids for batch in found]
-
-
-def masks(found: list[SceneBatch]) -> dict[str, list[bool]]:
-    """The agents that are learned, by scene."""
-    return {
-        scenario_id: mask.tolist()
-        for batch in found
-        for scenario_id, mask in zip(
-            batch.scenario_ids, batch.train_mask.split(batch.agent_counts), strict=True
-        )
-    }
-
-
-def test_an_epoch_has_each_scene_once(prepared: Path) -> None:
-    found = list(batches(SceneCache(prepared), view="in_range", **BOUNDS))
-    assert sorted(name for batch in found for name in batch.scenario_ids) == sorted(NAMES)
-    assert max(len(batch) for batch in found) > 1
-
-
-def test_ranks_share_an_epoch(prepared: Path) -> None:
-    whole = SceneCache(prepared)
-    shares = [list(batches(whole, view="in_range", rank=r, world=2, **BOUNDS)) for r in (0, 1)]
-    assert len(shares[0]) == len(shares[1])
-    named = [{n for batch in share for n in batch.scenario_ids} for share in shares]
-    assert not named[0] & named[1]
-    assert named[0] | named[1] == set(NAMES)
-
-
-def test_an_epoch_goes_on_where_it_was_left(prepared: Path) -> None:
-    whole = SceneCache(prepared)
-    found = list(batches(whole, view="in_range", seed=4, epoch=2, **BOUNDS))
-    for start in range(len(found) + 1):
-        rest = list(batches(whole, view="in_range", seed=4, epoch=2, start=start, **BOUNDS))
-        assert ids(rest) == ids(found[start:])
-        assert masks(rest) == masks(found[start:])
-
-
-def test_draws_depend_on_seed_epoch_and_scene_alone(
-    make_scenario: MakeScenario, tmp_path: Path
-) -> None:
-    scenes = [
-        make_scenario(scenario_id=name, n_tracks=60, tracks_to_predict=()) for name in NAMES[:4]
-    ]
-    scenes = [replace(s, sdc_track_index=30) for s in scenes]
-    write_scenarios(tmp_path / "s", scenes, 1)
-    prepare_dataset(str(tmp_path / "s"), tmp_path / "cache")
-    whole = SceneCache(tmp_path / "cache")
-
-    def drawn(**more: Any) -> dict[str, list[bool]]:
-        settings = {"budget": 10**9, "max_scenes": 4, "view": "in_range", **more}
-        return masks(list(batches(whole, **settings)))
-
-    first = drawn()
-    assert all(sum(mask) == 32 for mask in first.values())
-    assert len({tuple(mask) for mask in first.values()}) == 4
-    assert drawn(max_scenes=1) == first
-    assert drawn(shuffle=False) == first
-    assert drawn(world=2) | drawn(world=2, rank=1) == first
-    assert drawn(epoch=1) != first
-    assert drawn(seed=1) != first
-    expected = trained_agents(whole[0], scene_rng(0, 0, "delta")).tolist()
-    assert first["delta"] == expected
-    assert all(all(mask) for mask in drawn(view="logged").values())
-
-
-def test_errors_reach_the_reader(copied: Path) -> None:
-    (copied / "scenes-00003.safetensors").write_bytes(b"")
-    with pytest.raises(FormatError, match="scenes-00003"):
-        list(batches(SceneCache(copied), view="in_range", **BOUNDS))
-
-
-def test_errors_in_the_arguments_come_at_once(prepared: Path) -> None:
-    with pytest.raises(WosacError, match="no scene fits"):
-        batches(SceneCache(prepared), view="in_range", budget=0, max_scenes=1)
-
-
-def test_an_epoch_that_is_left_leaves_no_thread(prepared: Path) -> None:
-    before = threading.active_count()
-    running = batches(SceneCache(prepared), view="in_range", budget=1, max_scenes=1)
-    next(running)
-    assert threading.active_count() == before + 1
-    running.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
-
-
-def test_reading_ahead_is_bounded(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = []
-
-    def counted(*args: Any) -> SceneBatch:
-        loaded.append(1)
-        return join(*args)
-
-    join = batching._join
-    monkeypatch.setattr(batching, "_join", counted)
-    running = batches(SceneCache(prepared), view="in_range", budget=1, max_scenes=1)
-    next(running)
-    running.close()  # type: ignore[attr-defined]
-    assert len(loaded) < 7
 
 
 # --------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,17 +29,19 @@ from click.testing import CliRunner, Result  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from smart_r1.batching import SceneBatch  # noqa: E402
+from smart_r1.batching import SceneBatch, collate, scene_rng, trained_agents  # noqa: E402
 from smart_r1.cache import SceneCache, prepare_dataset  # noqa: E402
 from smart_r1.cli import main  # noqa: E402
 from smart_r1.model.checkpoint import load_model  # noqa: E402
 from smart_r1.model.config import CONFIGS  # noqa: E402
 from smart_r1.model.smart import SMART  # noqa: E402
-from smart_r1.objectives import next_token_targets  # noqa: E402
+from smart_r1.objectives import next_token_loss, next_token_targets  # noqa: E402
 from smart_r1.tokens.vocabulary import CLASS_SIZE, Vocabulary, save_vocabulary  # noqa: E402
 from smart_r1.train import pretrain as pretraining  # noqa: E402
+from smart_r1.train import validation  # noqa: E402
 from smart_r1.train.config import differences, load_config, to_yaml  # noqa: E402
 from smart_r1.train.distributed import Ranks  # noqa: E402
+from smart_r1.train.interrupt import StopRequest  # noqa: E402
 from smart_r1.train.log import read_log  # noqa: E402
 from smart_r1.train.optimizer import OptimizerConfig, make_optimizer, update_average  # noqa: E402
 from smart_r1.train.pretrain import (  # noqa: E402
@@ -48,7 +51,7 @@ from smart_r1.train.pretrain import (  # noqa: E402
     next_token_objective,
     pretrain,
 )
-from smart_r1.train.scenes import epoch_order, read_ahead, step_batches  # noqa: E402
+from smart_r1.train.scenes import epoch_order, step_batches  # noqa: E402
 from smart_r1.train.schedule import ScheduleConfig, learning_rate_factor  # noqa: E402
 from smart_r1.train.state import Progress, TrainState, locked  # noqa: E402
 from smart_r1.train.step import (  # noqa: E402
@@ -431,28 +434,45 @@ def test_epochs_have_orders_of_their_own() -> None:
     assert all(sorted(order) == list(range(50)) for order in orders)
 
 
-def test_items_are_made_ahead_and_in_order() -> None:
-    made: list[int] = []
+def test_draws_depend_on_seed_epoch_and_scene_alone(
+    make_scenario: Callable[..., Scenario], tmp_path: Path
+) -> None:
+    names = ["delta", "alpha", "echo", "bravo"]
+    crowds = [make_scenario(scenario_id=n, n_tracks=60, tracks_to_predict=()) for n in names]
+    # In the middle, so that enough of the others are near it.
+    crowds = [dataclasses.replace(scene, sdc_track_index=30) for scene in crowds]
+    write_scenarios(tmp_path / "scenarios", crowds, 1)
+    prepare_dataset(str(tmp_path / "scenarios"), tmp_path / "cache", workers=1)
+    cache = SceneCache(tmp_path / "cache")
 
-    def items() -> Iterator[int]:
-        for number in range(10):
-            made.append(number)
-            yield number
+    def drawn(
+        *, batch: int = 4, edges: int = 10**9, size: int = 1, epoch: int = 0, seed: int = 0
+    ) -> dict[str, list[bool]]:
+        """The agents that are learned in an epoch, by scene."""
+        steps = -(-len(names) // batch)
+        return {
+            scenario_id: mask.tolist()
+            for step in range(epoch * steps, (epoch + 1) * steps)
+            for rank in range(size)
+            for part in step_batches(
+                cache, Ranks(rank, size, CPU), step, batch=batch, edges_at_once=edges, seed=seed
+            )
+            for scenario_id, mask in zip(
+                part.scenario_ids, part.train_mask.split(part.agent_counts), strict=True
+            )
+        }
 
-    for number, item in enumerate(read_ahead(items(), n=2)):
-        assert item == number
-        assert len(made) <= number + 3
-
-
-def test_what_goes_wrong_ahead_is_told() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise FormatError("torn")
-
-    ahead = read_ahead(items())
-    assert next(ahead) == 1
-    with pytest.raises(FormatError, match="torn"):
-        next(ahead)
+    first = drawn()
+    assert all(sum(mask) == 32 for mask in first.values())
+    assert len({tuple(mask) for mask in first.values()}) == 4
+    assert drawn(batch=3) == first
+    assert drawn(edges=1) == first
+    assert drawn(size=3) == first
+    assert drawn(epoch=1) != first
+    assert drawn(seed=1) != first
+    for scene in cache:
+        rng = scene_rng(0, 0, scene.scenario_id)
+        assert first[scene.scenario_id] == trained_agents(scene, rng).tolist()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -907,6 +927,44 @@ def test_weights_and_biases_is_told_on_request(
     assert first["config"]["model"]["hidden_dim"] == CONFIGS["pico"].hidden_dim
     assert first["id"] == second["id"]
     assert wandb.finished == 2
+
+
+@pytest.mark.parametrize("edges", [1, 10**9])
+def test_validation_in_open_loop_is_over_all_scenes_whatever_their_batches(
+    data: Data, state: TrainState, edges: int
+) -> None:
+    model, cache = state.model.eval(), SceneCache(data.cache)
+    found = open_loop(model, cache, ALONE, edges)
+    batch = collate(list(cache), view="logged")
+    tokens = model.tokenize(batch)
+    target = next_token_targets(tokens)
+    nll = next_token_loss(model(batch, tokens), target.index, target.valid)
+    assert found["nll"] == pytest.approx(nll.item(), rel=1e-5)
+
+
+def test_more_processes_than_scenes_may_validate(
+    data: Data, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second process alone: it has no scene, and nothing to add to what the first one found.
+    monkeypatch.setattr(validation, "add_up", lambda ranks, tensors: None)
+    found = open_loop(
+        state.model.eval(), SceneCache(data.cache).select([0]), Ranks(1, 2, CPU), 10**9
+    )
+    assert all(math.isnan(value) for value in found.values())
+
+
+def open_loop(model: SMART, cache: SceneCache, ranks: Ranks, edges: int) -> Mapping[str, float]:
+    found = validation.open_loop(
+        model,
+        cache,
+        ranks,
+        StopRequest(),
+        edges_at_once=edges,
+        label_smoothing=0.1,
+        context=nullcontext,
+    )
+    assert found is not None
+    return found
 
 
 def test_validation_in_closed_loop_chooses_the_most_realistic(

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from smart_r1.read_ahead import read_ahead
 from smart_r1.train import state as run_state
 from smart_r1.train.distributed import Ranks
 from smart_r1.train.optimizer import OptimizerConfig
-from smart_r1.train.scenes import read_ahead, step_batches, steps_per_epoch
+from smart_r1.train.scenes import step_batches, steps_per_epoch
 from smart_r1.train.schedule import ScheduleConfig, learning_rate_factor
 from smart_r1.train.state import TrainState, step_seed
 from smart_r1.train.step import Means, NonFiniteError, Objective, follow_gradient, mean_gradient

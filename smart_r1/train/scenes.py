@@ -6,29 +6,14 @@ in parts that fit its memory. All of it follows from the seed and the number of 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
-import torch
 
-from smart_r1.batching import (
-    SceneBatch,
-    collate,
-    plan_batches,
-    scene_costs,
-    scene_rng,
-    trained_agents,
-)
+from smart_r1.batching import SceneBatch, collate, plan_batches, scene_costs, scene_rng
 from smart_r1.cache import SceneCache
 from smart_r1.train.distributed import Ranks
 from wosac_toolkit.scenario import Int64Array
-
-T = TypeVar("T")
 
 
 @functools.lru_cache(maxsize=2)
@@ -62,9 +47,7 @@ def step_batches(
     # By size, so that all processes have about as much to do.
     largest_first = np.argsort(-scene_costs(whole), kind="stable")
     mine = whole.select(largest_first[ranks.rank :: ranks.size])
-    if not len(mine):
-        return []
-    parts = plan_batches(scene_costs(mine), budget=edges_at_once, max_scenes=batch, shuffle=False)
+    parts = plan_batches(scene_costs(mine), budget=edges_at_once, max_scenes=batch)
     loaded = [_load(mine.select(part), seed, epoch) for part in parts]
     return [part.pin() for part in loaded] if ranks.device.type == "cuda" else loaded
 
@@ -72,22 +55,9 @@ def step_batches(
 def _load(cache: SceneCache, seed: int, epoch: int) -> SceneBatch:
     scenes = list(cache)
     rngs = [scene_rng(seed, epoch, scene.scenario_id) for scene in scenes]
-    masks = [trained_agents(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
-    batch = collate(scenes, view="in_range")
-    return dataclasses.replace(batch, train_mask=torch.from_numpy(np.concatenate(masks)))
+    return collate(scenes, view="in_range", rngs=rngs)
 
 
 def steps_per_epoch(n_scenes: int, batch: int) -> int:
     """How many steps an epoch has; the last one may have fewer scenes."""
     return -(-n_scenes // batch)
-
-
-def read_ahead(items: Iterable[T], n: int = 2) -> Iterator[T]:
-    """The items, made by another thread while the caller works on those before."""
-    end = object()
-    iterator = iter(items)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, iterator, end) for _ in range(n))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, iterator, end))
-            yield item  # type: ignore[misc]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from smart_r1.batching import batches
+from smart_r1.batching import collate, plan_batches, scene_costs
 from smart_r1.objectives import next_token_loss_sum, next_token_targets, top_k_hits
+from smart_r1.read_ahead import read_ahead
 from smart_r1.train.distributed import Ranks, add_up
 from wosac_toolkit.errors import WosacError
 
@@ -104,9 +105,9 @@ def open_loop(
     """
     totals = torch.zeros(6, dtype=torch.float64, device=ranks.device)
     mine = cache.select(range(len(cache))[ranks.rank :: ranks.size])
-    loaded = batches(mine, budget=edges_at_once, max_scenes=len(mine), view="logged", shuffle=False)
-    for part in loaded if len(mine) else ():
-        batch = part.to(ranks.device)
+    parts = plan_batches(scene_costs(mine), budget=edges_at_once, max_scenes=len(cache))
+    for loaded in read_ahead(collate(list(mine.select(part)), view="logged") for part in parts):
+        batch = loaded.to(ranks.device)
         tokens = model.tokenize(batch)
         with context():
             logits = model(batch, tokens)
