@@ -21,6 +21,10 @@ _COMMANDS = {
         "wosac_toolkit.cli.explain",
         "Explain the score of a scene: which agents, components and steps cost it.",
     ),
+    "report": (
+        "wosac_toolkit.cli.report",
+        "Write an HTML report on runs, with figures and pictures, in one file.",
+    ),
     "leaderboard": (
         "wosac_toolkit.cli.leaderboard",
         "Published WOSAC results, with your runs beside them.",
