@@ -53,9 +53,7 @@ def small_model(folder: Path) -> SMART:
 def nano_model(folder: Path) -> SMART:
     """The model of 1M parameters."""
     tables = folder / "vocabulary"
-    vocabulary = load_vocabulary(
-        tables / "agent_vocab_555_s2.pkl", tables / "map_traj_token5.pkl"
-    )
+    vocabulary = load_vocabulary(tables / "agent_vocab_555_s2.pkl", tables / "map_traj_token5.pkl")
     return _loaded(SMART(NANO, vocabulary), folder / "smart_nano_1M/model.safetensors")
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from wosac_toolkit.baselines import simulate_baseline as simulate_baseline
     from wosac_toolkit.challenge import CHALLENGES as CHALLENGES
     from wosac_toolkit.challenge import Challenge as Challenge
+    from wosac_toolkit.compare import compare_runs as compare_runs
+    from wosac_toolkit.compare import read_models as read_models
     from wosac_toolkit.errors import FormatError as FormatError
     from wosac_toolkit.errors import RolloutsError as RolloutsError
     from wosac_toolkit.errors import ScenarioError as ScenarioError
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from wosac_toolkit.io.scenarios import load_scenarios as load_scenarios
     from wosac_toolkit.metric import ScenarioScore as ScenarioScore
     from wosac_toolkit.metric import score_scenario as score_scenario
+    from wosac_toolkit.reward import MetaScoreReward as MetaScoreReward
+    from wosac_toolkit.reward import get_reward as get_reward
     from wosac_toolkit.rollouts import Rollouts as Rollouts
     from wosac_toolkit.scenario import Scenario as Scenario
     from wosac_toolkit.synthetic import generate_scenarios as generate_scenarios
@@ -38,16 +42,20 @@ _MODULE_OF = {
     "Challenge": "challenge",
     "Features": "features",
     "FormatError": "errors",
+    "MetaScoreReward": "reward",
     "Rollouts": "rollouts",
     "RolloutsError": "errors",
     "Scenario": "scenario",
     "ScenarioError": "errors",
     "ScenarioScore": "metric",
     "WosacError": "errors",
+    "compare_runs": "compare",
     "compute_features": "features",
     "generate_scenarios": "synthetic",
+    "get_reward": "reward",
     "load_rollouts": "io.rollouts",
     "load_scenarios": "io.scenarios",
+    "read_models": "compare",
     "score_scenario": "metric",
     "simulate_baseline": "baselines",
 }

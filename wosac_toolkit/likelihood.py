@@ -136,6 +136,14 @@ def leave_one_out_sums(tally: Tally, logged: Int64Array, estimator: Estimator) -
     return result
 
 
+def alone_sums(tally: Tally, logged: Int64Array, estimator: Estimator) -> Float64Array:
+    """The same under each rollout alone: [R, E]."""
+    if not isinstance(estimator, KernelDensity):
+        tally = _log_probabilities(tally, estimator.pseudocount)
+    result: Float64Array = np.einsum("eb,reb->re", logged, tally)
+    return result
+
+
 def _log_probabilities(counts: Tally, pseudocount: float) -> Float64Array:
     """Log-probabilities of bins [..., B] from their counts, each raised by `pseudocount`."""
     weights = counts + pseudocount

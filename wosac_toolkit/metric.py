@@ -182,12 +182,12 @@ def score_rollouts(
     scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int = 1
 ) -> ScenarioScore:
     """Score rollouts of a prepared scene whose log is counted; see `score_scenario`."""
-    return _score(scene, logged, _gather(scene, logged, rollouts, threads))
+    return score_evidence(scene, logged, gather_evidence(scene, logged, rollouts, threads))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Evidence:
-    """All that a score needs of R rollouts.
+class Evidence:
+    """All that a score needs of R rollouts of a scene: what rewards share out among them.
 
     Attributes:
         tallies: see `count_simulation`.
@@ -202,20 +202,26 @@ class _Evidence:
     offroad: BoolArray
     ran_red: BoolArray | None
 
+    def rollout_displacement(self) -> Float64Array:
+        """Average displacement error of each rollout, [R], rounded as the official mean is."""
+        return np.array([_float32_mean(row) for row in self.displacement])
 
-def _gather(
-    scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int
-) -> _Evidence:
-    """The evidence of all rollouts, each thread taking its share of them."""
+
+def gather_evidence(
+    scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int = 1
+) -> Evidence:
+    """The evidence of all rollouts, each thread taking its share of them; see `score_scenario`."""
     if threads == 1 or rollouts.n_rollouts == 1:
         return _evidence(scene, logged, rollouts)
     shares = [
         replace(rollouts, states=states)
         for states in np.array_split(rollouts.states, min(threads, rollouts.n_rollouts))
     ]
-    parts = list(_pool(threads).map(lambda share: _evidence(scene, logged, share), shares))
+    parts = list(
+        kept_threads(threads, "rollouts").map(lambda share: _evidence(scene, logged, share), shares)
+    )
     red = [part.ran_red for part in parts if part.ran_red is not None]
-    return _Evidence(
+    return Evidence(
         tallies={
             name: np.concatenate([part.tallies[name] for part in parts])
             for name in parts[0].tallies
@@ -228,17 +234,21 @@ def _gather(
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that are kept: starting them takes as long as a tenth of a score."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="wosac")
+def kept_threads(threads: int, what: str) -> ThreadPoolExecutor:
+    """Threads that are kept: starting them takes as long as a tenth of a score.
+
+    Each layer of work has its own, named by `what`: one that waits for threads it is itself among
+    could wait forever.
+    """
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"wosac-{what}")
 
 
 if hasattr(os, "register_at_fork"):
     # A forked process inherits the pool but not its threads, and would wait for them forever.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=kept_threads.cache_clear)
 
 
-def _evidence(scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts) -> _Evidence:
+def _evidence(scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts) -> Evidence:
     if not np.isfinite(rollouts.states).all():
         raise RolloutsError(
             "a simulated state is not finite",
@@ -247,7 +257,7 @@ def _evidence(scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts) ->
         )
     simulated = simulated_features(scene, rollouts)
     red = simulated.traffic_light_violation_per_step
-    return _Evidence(
+    return Evidence(
         tallies=count_simulation(simulated, logged, scene.challenge),
         displacement=simulated.average_displacement_error,
         collided=indications(simulated.collision_per_step, logged.valid),
@@ -288,17 +298,17 @@ def leave_one_out(
         raise RolloutsError(
             "a single rollout cannot be left out", where=f"scenario {scene.scenario_id}"
         )
-    evidence = _gather(scene, logged, rollouts, threads)
+    evidence = gather_evidence(scene, logged, rollouts, threads)
     metametric = np.zeros(rollouts.n_rollouts)
     likelihoods = {}
     for component in scene.challenge.components:
         log_counts = logged.counts[component.name]
         tally = evidence.tallies[component.name]
         sums = leave_one_out_sums(tally, log_counts, component.estimator)
-        value = _likelihood(sums, log_counts)
+        value = likelihood(sums, log_counts)
         likelihoods[component.field] = value
         metametric += component.weight * value
-    return LeaveOneOut(_score(scene, logged, evidence), metametric, likelihoods)
+    return LeaveOneOut(score_evidence(scene, logged, evidence), metametric, likelihoods)
 
 
 def _float32_mean(values: Float32Array) -> float:
@@ -306,7 +316,7 @@ def _float32_mean(values: Float32Array) -> float:
     return float(float32_sum(values) / np.float32(len(values)))
 
 
-def _likelihood(sums: Float64Array, log_counts: Int64Array) -> Float64Array:
+def likelihood(sums: Float64Array, log_counts: Int64Array) -> Float64Array:
     """Likelihood [...] from log-likelihoods summed over each agent's steps [..., E].
 
     All agents' steps weigh the same; NaN where there are none.
@@ -318,7 +328,8 @@ def _likelihood(sums: Float64Array, log_counts: Int64Array) -> Float64Array:
     return result
 
 
-def _score(scene: PreparedScene, logged: LoggedCounts, evidence: _Evidence) -> ScenarioScore:
+def score_evidence(scene: PreparedScene, logged: LoggedCounts, evidence: Evidence) -> ScenarioScore:
+    """The score of the rollouts that the evidence is of."""
     challenge = scene.challenge
     likelihoods: dict[str, float] = {}
     per_agent: dict[str, Float64Array] = {}
@@ -331,7 +342,7 @@ def _score(scene: PreparedScene, logged: LoggedCounts, evidence: _Evidence) -> S
         n = log_counts.sum(axis=1)
         steps[component.name] = n
         per_agent[component.name] = np.divide(sums, n, out=np.full(len(n), nan), where=n > 0)
-        likelihoods[component.field] = float(_likelihood(sums, log_counts))
+        likelihoods[component.field] = float(likelihood(sums, log_counts))
         metametric += component.weight * likelihoods[component.field]
 
     displacement = evidence.displacement.astype(np.float64)
@@ -342,7 +353,7 @@ def _score(scene: PreparedScene, logged: LoggedCounts, evidence: _Evidence) -> S
         metametric=metametric,
         # In float32 and the official order, which displacements of hundreds of metres show.
         average_displacement_error=_float32_mean(evidence.displacement.ravel()),
-        min_average_displacement_error=min(map(_float32_mean, evidence.displacement)),
+        min_average_displacement_error=float(evidence.rollout_displacement().min()),
         **{"traffic_light_violation_likelihood": None, **likelihoods},  # type: ignore[arg-type]
         simulated_collision_rate=float(collided.mean()) if challenge.reports_rates else None,
         simulated_offroad_rate=float(offroad.mean()) if challenge.reports_rates else None,
