@@ -19,9 +19,8 @@ def test_logged_features_and_counts(benchmark, case):
     assert logged.counts
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_simulated_features(benchmark, case, threads):
-    features = benchmark(simulated_features, case.scene, case.rollouts, threads)
+def test_simulated_features(benchmark, case):
+    features = benchmark(simulated_features, case.scene, case.rollouts)
     assert len(features.linear_speed) == case.rollouts.n_rollouts
 
 
