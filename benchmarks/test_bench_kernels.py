@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from kernel_times import timed_kernels
 
 from wosac_toolkit.features import logged_features, prepare_scene, simulated_features
