@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from smart_r1.cli.options import scenarios_option
 from wosac_toolkit.cli.help import Command
 from wosac_toolkit.cli.tables import counted
 
@@ -20,14 +21,7 @@ _MOST_FINDINGS = 20
         "smart-r1 prepare --scenarios womd/validation --out cache/validation --workers 8",
     ),
 )
-@click.option(
-    "--scenarios",
-    metavar="PATH",
-    envvar="WOSAC_SCENARIOS",
-    required=True,
-    help="The scenes (WOMD TFRecords): a file, folder, glob or list of shards.  "
-    "[environment: WOSAC_SCENARIOS]",
-)
+@scenarios_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
