@@ -408,6 +408,8 @@ def test_ctrl_c_in_a_true_process_and_the_same_command_resumes(
     process = subprocess.Popen(
         [sys.executable, "-m", "wosac_toolkit.cli", *args],
         cwd=ROOT,
+        # A shell that runs tests in the background lets them ignore Ctrl-C, and so their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

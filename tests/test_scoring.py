@@ -569,6 +569,8 @@ def start(tmp_path: Path, rollouts: Path, scenarios: Path, workers: int) -> subp
     return subprocess.Popen(
         [sys.executable, "run.py", rollouts, scenarios, tmp_path / "run", str(workers)],
         cwd=tmp_path,
+        # A shell that runs tests in the background lets them ignore Ctrl-C, and so their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONPATH": path},
         stderr=subprocess.PIPE,
     )
