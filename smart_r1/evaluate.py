@@ -7,7 +7,7 @@ simulated, and the last ones are scored.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -203,7 +203,8 @@ def evaluate_dataset(
         scenes = list(_evaluate(policy, version, records, None, per_agent, progress))
         return ScoredDataset(results.summarise(scenes, request, version), scenes)
     with Journal(out, request, overwrite) as journal:
-        n_kept = sum(journal.find(name, request.rollouts) is not None for name in records)
+        stamps = _stamps(policy, records)
+        n_kept = sum(journal.find(name, stamps[name]) is not None for name in records)
         scenes = list(_evaluate(policy, version, records, journal, per_agent, progress))
         summary = results.summarise(scenes, request, version)
         results.write_run(out, summary, scenes, journal if per_agent else None)
@@ -325,9 +326,8 @@ def _evaluate(
     progress: bool,
 ) -> Iterator[SceneResult]:
     """The results of all scenes in their order, those in the journal among them."""
-    # What a result depends on beside its scene.
-    stamp = f"{policy.title} seed={policy.seed}"
-    kept = {} if journal is None else {name: journal.find(name, stamp) for name in records}
+    stamps = _stamps(policy, records)
+    kept = {} if journal is None else {name: journal.find(name, stamps[name]) for name in records}
     missing = {name: ref for name, ref in records.items() if kept.get(name) is None}
     made: dict[str, SceneResult] = {}
     findings = []
@@ -343,7 +343,7 @@ def _evaluate(
             )
             if journal is not None:
                 rows = results.agent_rows(one.score) if per_agent else None
-                journal.append(made[name], stamp, rows)
+                journal.append(made[name], stamps[name], rows)
     if findings:
         raise ScoringError(
             f"{len(findings)} of {len(records)} scenes could not be evaluated", findings=findings
@@ -353,6 +353,14 @@ def _evaluate(
     for name in records:
         result = kept.get(name) or made[name]
         yield result
+
+
+def _stamps(policy: Policy, records: Mapping[str, RecordRef]) -> dict[str, str]:
+    """What each result depends on: the policy, and the file of the scene."""
+    paths = {ref.path for ref in records.values()}
+    files = {path: hash_files([Path(path)]) for path in paths}
+    how = f"{policy.title} seed={policy.seed}"
+    return {name: f"{how} {files[ref.path]}" for name, ref in records.items()}
 
 
 def _read(records: Iterable[RecordRef]) -> Iterator[Scenario]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -339,6 +340,30 @@ def test_an_interrupted_evaluation_resumes(
     assert evaluate_dataset(policy, str(scenes), out=out).finished_before
     with pytest.raises(WosacError, match="differs in rollouts"):
         evaluate_dataset(dataclasses.replace(policy, seed=1), str(scenes), out=out)
+
+
+def test_scores_of_scenes_whose_file_has_changed_are_not_kept(
+    model: SMART, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smart_r1 import evaluate
+
+    policy, out, real, calls = Policy(model, "m", 1), tmp_path / "run", evaluate.score_scenario, []
+
+    def dies(scenario: Scenario, *rest: object) -> object:
+        calls.append(scenario.scenario_id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(scenario, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluate, "score_scenario", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_dataset(policy, str(scenes), out=out)
+    monkeypatch.setattr(evaluate, "score_scenario", real)
+    files = [path for path in scenes.rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        os.utime(file, ns=(0, 0))
+    assert evaluate_dataset(policy, str(scenes), out=out).n_kept == 0
 
 
 def test_a_scene_that_cannot_be_simulated_does_not_stop_the_others(
