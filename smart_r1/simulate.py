@@ -8,7 +8,7 @@ poses are the next half second at 10 Hz, and its last one is the state that ever
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from smart_r1.tokens.motion import MotionTokens, class_boxes, play_out
 from smart_r1.tokens.vocabulary import CLASS_SIZE
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.rollouts import Rollouts
-from wosac_toolkit.scenario import Float32Array, Float64Array
+from wosac_toolkit.scenario import Float64Array
 
 N_STEPS = 16
 """Tokens of 8 s."""
@@ -279,30 +279,64 @@ def simulate_scenes(
         seed: of the draws.
 
     Returns:
-        For each scene the R rollouts of all its agents, in WOMD's frame. An agent keeps the height
-        that it has now: the model knows none.
+        For each scene the R rollouts of all its agents, see `to_rollouts`.
     """
     device = model.motion.device
     batch = collate(scenes, view="logged").to(device)
+    loop = sampled(model, batch, n_rollouts=n_rollouts, sampling=sampling, seed=seed)
+    return to_rollouts(batch, loop)
+
+
+def sampled(
+    model: SMART, batch: SceneBatch, *, n_rollouts: int, sampling: Sampling, seed: int
+) -> ClosedLoop:
+    """Sample rollouts of a batch, as many at once as is well for its device.
+
+    Args:
+        model: on the batch's device, in evaluation mode.
+        batch: the scenes.
+        n_rollouts: R.
+        sampling: how tokens are drawn.
+        seed: of the draws.
+    """
     beginning = begin(model, batch, model.tokenize(batch))
-    at_once = max(1, _ROWS[device.type] // sum(batch.agent_counts))
-    parts = []
+    at_once = max(1, _ROWS[batch.size.device.type] // sum(batch.agent_counts))
+    loops = []
     for first in range(0, n_rollouts, at_once):
         numbers = range(first, min(n_rollouts, first + at_once))
-        loop = simulate(model, beginning, sample(batch, numbers, sampling, seed), len(numbers))
-        parts.append(torch.cat([loop.trajectory, loop.trajectory_heading.unsqueeze(-1)], -1).cpu())
-    return list(_rollouts(scenes, torch.cat(parts).numpy()))
+        choose = sample(batch, numbers, sampling, seed)
+        loops.append(simulate(model, beginning, choose, len(numbers)))
+    return ClosedLoop(
+        MotionTokens(
+            torch.cat([loop.tokens.index for loop in loops]),
+            torch.cat([loop.tokens.position for loop in loops]),
+            torch.cat([loop.tokens.heading for loop in loops]),
+            torch.cat([loop.tokens.valid for loop in loops]),
+        ),
+        torch.cat([loop.trajectory for loop in loops]),
+        torch.cat([loop.trajectory_heading for loop in loops]),
+        torch.cat([loop.log_probability for loop in loops]),
+    )
 
 
-def _rollouts(scenes: Sequence[SceneTensors], local: Float32Array) -> Iterator[Rollouts]:
-    """Local x, y, heading [R, A, 80, 3] of all scenes to the rollouts of each."""
+def to_rollouts(batch: SceneBatch, loop: ClosedLoop) -> list[Rollouts]:
+    """The rollouts of each scene of a batch in WOMD's frame.
+
+    An agent keeps the height that it has now: the model knows none.
+    """
+    local = torch.cat([loop.trajectory, loop.trajectory_heading.unsqueeze(-1)], -1).cpu().numpy()
+    origins, z = batch.origin.cpu().numpy(), batch.z.cpu().numpy()
+    object_ids = batch.object_ids.cpu().numpy()
+    made = []
     first = 0
-    for scene in scenes:
-        here = local[:, first : first + len(scene.object_ids)]
-        first += len(scene.object_ids)
+    for name, origin, n in zip(batch.scenario_ids, origins, batch.agent_counts, strict=True):
+        agents = slice(first, first + n)
+        first += n
+        here = local[:, agents]
         states = np.empty((*here.shape[:3], 4), np.float32)
         # Kilometres plus metres: in float64, as float32 has a millimetre there.
-        states[..., :2] = here[..., :2] + scene.origin
-        states[..., 2] = scene.z[:, None]
+        states[..., :2] = here[..., :2] + origin
+        states[..., 2] = z[agents, None]
         states[..., 3] = here[..., 2]
-        yield Rollouts(scene.scenario_id, scene.object_ids, states)
+        made.append(Rollouts(name, object_ids[agents], states))
+    return made

@@ -37,8 +37,8 @@ from smart_r1.model.config import CONFIGS  # noqa: E402
 from smart_r1.model.smart import SMART  # noqa: E402
 from smart_r1.objectives import next_token_loss, next_token_targets  # noqa: E402
 from smart_r1.tokens.vocabulary import CLASS_SIZE, Vocabulary, save_vocabulary  # noqa: E402
+from smart_r1.train import imitation, validation  # noqa: E402
 from smart_r1.train import pretrain as pretraining  # noqa: E402
-from smart_r1.train import validation  # noqa: E402
 from smart_r1.train.config import differences, load_config, to_yaml  # noqa: E402
 from smart_r1.train.distributed import Ranks  # noqa: E402
 from smart_r1.train.interrupt import StopRequest  # noqa: E402
@@ -46,13 +46,13 @@ from smart_r1.train.log import read_log  # noqa: E402
 from smart_r1.train.optimizer import OptimizerConfig, make_optimizer, update_average  # noqa: E402
 from smart_r1.train.pretrain import (  # noqa: E402
     PretrainConfig,
-    Pretrained,
     load_pretrain_config,
     next_token_objective,
     pretrain,
 )
 from smart_r1.train.scenes import epoch_order, step_batches  # noqa: E402
 from smart_r1.train.schedule import ScheduleConfig, learning_rate_factor  # noqa: E402
+from smart_r1.train.stage import Outcome  # noqa: E402
 from smart_r1.train.state import Progress, TrainState, locked  # noqa: E402
 from smart_r1.train.step import (  # noqa: E402
     NonFiniteError,
@@ -618,7 +618,7 @@ def stop() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def run(config: PretrainConfig, out: Path) -> Pretrained:
+def run(config: PretrainConfig, out: Path) -> Outcome:
     return pretrain(config, out, device="cpu")
 
 
@@ -735,14 +735,14 @@ def test_a_run_stopped_in_its_validation_is_validated_when_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config, out = settings(*ALL_AT_WORK), tmp_path / "run"
-    measure = pretraining.open_loop
+    measure = imitation.open_loop
 
     def stopped(*args: Any, **kwargs: Any) -> Mapping[str, float] | None:
         stop()
         return measure(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretraining, "open_loop", stopped)
+        patched.setattr(imitation, "open_loop", stopped)
         done = run(config, out)
     assert (done.finished, done.progress.validated_step) == (False, 0)
     assert all(line["event"] == "train" for line in read_log(out))
@@ -1020,7 +1020,7 @@ def test_absent_validation_scenarios_are_found_at_once(
 def test_outside_the_main_thread_signals_are_left_alone(
     settings: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
-    done: list[Pretrained] = []
+    done: list[Outcome] = []
     config = settings("epochs=1", "batch=8")
     thread = threading.Thread(target=lambda: done.append(run(config, tmp_path / "run")))
     thread.start()

@@ -15,6 +15,11 @@ _COMMANDS = {
     "tokens": ("smart_r1.cli.tokens", "Build and check vocabularies."),
     "prepare": ("smart_r1.cli.prepare", "Turn scenes into what the model trains on."),
     "pretrain": ("smart_r1.cli.pretrain", "Train SMART to predict the next token."),
+    "sft": ("smart_r1.cli.sft", "Fine-tune a model in closed loop (CAT-K)."),
+    "finetune": (
+        "smart_r1.cli.finetune",
+        "Make a model more realistic by rewards (SMART-R1).",
+    ),
     "rollout": ("smart_r1.cli.rollout", "Simulate scenes in closed loop."),
     "evaluate": ("smart_r1.cli.evaluate", "Simulate scenes and score them."),
     "import": ("smart_r1.cli.import_", "Read a checkpoint of CAT-K."),

@@ -1,8 +1,10 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the running of a stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from wosac_toolkit.errors import WosacError
 
 if TYPE_CHECKING:
     from smart_r1.evaluate import Policy
+    from smart_r1.train.stage import Outcome
 
 Decorator = Callable[[Any], Any]
 
@@ -26,6 +29,71 @@ def scenarios_option(function: Any) -> Any:
         help="The scenes (WOMD TFRecords): a file, folder, glob or list of shards.  "
         "[environment: WOSAC_SCENARIOS]",
     )(function)
+
+
+def stage_options(out: str | None = None) -> Decorator:
+    """What every stage of training takes, for `run_stage`.
+
+    Args:
+        out: where the run is by default; None: it must be said.
+    """
+    options: list[Decorator] = [
+        click.option(
+            "--out",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="RUN",
+            required=out is None,
+            default=out,
+            show_default=True,
+            help="Folder of the run. If it is interrupted, the same command resumes it.",
+        ),
+        click.option(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Settings in YAML, such as the config.yaml of another run.",
+        ),
+        click.option(
+            "--val-scenarios",
+            "validation_scenarios",
+            metavar="PATH",
+            help="Scenes (WOMD TFRecords) to simulate and score now and then.",
+        ),
+        click.option(
+            "--device", metavar="NAME", help="Such as cpu or cuda:1.  [default: a GPU if any]"
+        ),
+        click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]..."),
+    ]
+
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def assigned(options: Mapping[str, object]) -> list[str]:
+    """The options that were given, as assignments of settings."""
+    # JSON, which is YAML too, so that text stays text.
+    return [f"{name}={json.dumps(v)}" for name, v in options.items() if v is not None]
+
+
+def run_stage(out: Path, run: Callable[[], Outcome]) -> None:
+    """Run a stage and say how it ended."""
+    from wosac_toolkit.cli.tables import counted
+
+    try:
+        done = run()
+    except KeyboardInterrupt:  # The second one: the first is answered with a checkpoint.
+        kept = f"what was saved last is kept in {out}, and the same command resumes from there"
+        raise KeyboardInterrupt(kept) from None
+    if not done.finished:
+        raise KeyboardInterrupt(f"the run is kept in {out}, and the same command resumes it")
+    if os.environ.get("RANK", "0") == "0":
+        before = " before" if done.finished_before else ""
+        steps = counted(done.progress.step, "step")
+        click.echo(f"training was finished{before}, after {steps}: {out / 'final'}")
 
 
 _POLICY: list[Decorator] = [

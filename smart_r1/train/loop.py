@@ -1,14 +1,14 @@
-"""The loop that stages with a loss a batch share: steps, checkpoints, validation, log."""
+"""The loop that all stages share: steps, checkpoints, validation, log."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 import torch
 
@@ -16,19 +16,19 @@ from smart_r1.read_ahead import read_ahead
 from smart_r1.train import state as run_state
 from smart_r1.train.distributed import Ranks
 from smart_r1.train.optimizer import OptimizerConfig
-from smart_r1.train.scenes import step_batches, steps_per_epoch
+from smart_r1.train.scenes import steps_per_epoch
 from smart_r1.train.schedule import ScheduleConfig, learning_rate_factor
 from smart_r1.train.state import TrainState, step_seed
-from smart_r1.train.step import Means, NonFiniteError, Objective, follow_gradient, mean_gradient
+from smart_r1.train.step import NonFiniteError
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.workers import progress_bar
 
 if TYPE_CHECKING:
-    from smart_r1.batching import SceneBatch
-    from smart_r1.cache import SceneCache
     from smart_r1.model.smart import SMART
     from smart_r1.train.interrupt import StopRequest
-    from smart_r1.train.log import Log
+    from smart_r1.train.log import Log, Value
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,15 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("edges_at_once", "checkpoint.every_minutes", "checkpoint.keep"),
+            *("log.every_steps", "log.wandb"),
+        }
+    )
+    """Settings that may change in a run that goes on: where files are, and what its steps do not
+    depend on but for rounding and the draws of dropout."""
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "edges_at_once"):
             if getattr(self, name) < 1:
@@ -140,71 +149,86 @@ class Validated:
 
 
 Validation = Callable[["SMART", int], Validated | None]
-"""Validates a model after an epoch, counted from 1; None: it was asked to stop. Called by all
-processes, and the same in all."""
+"""Validates a model after an epoch, counted from 1; 0 is for the model that the stage begins with.
+None: it was asked to stop. Called by all processes, and the same in all."""
 
 
-def train(
-    run: Run,
-    state: TrainState,
-    objective: Objective,
-    cache: SceneCache,
-    validation: Validation,
-) -> bool:
-    """Train from where `state` is to the end of the run, or until somebody asks to stop.
+@dataclass(frozen=True)
+class Done:
+    """What a step has done, the same in all processes.
+
+    Attributes:
+        values: for the log.
+        shown: a few words for the progress bar.
+        stop: some process was asked to stop.
+    """
+
+    values: Mapping[str, Value]
+    shown: str
+    stop: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Stage(Generic[Item]):
+    """What is particular to a stage.
+
+    Attributes:
+        state: goes along, and is saved now and then. With `progress.validated_step` of -1 the model
+            that the stage begins with is validated too.
+        n_scenes: scenes an epoch.
+        load: what this process needs for a step, counted from 0 over all epochs; called ahead, by
+            another thread.
+        update: one step with it and a learning rate; counts the step in `state.progress`.
+        validation: called after every epoch.
+    """
+
+    state: TrainState
+    n_scenes: int
+    load: Callable[[int], Item]
+    update: Callable[[Run, Item, float], Done]
+    validation: Validation
+
+
+def train(run: Run, stage: Stage[Item]) -> bool:
+    """Train from where `stage.state` is to the end of the run, or until somebody asks to stop.
 
     Args:
         run: its folder, settings and surroundings.
-        state: goes along, and is saved now and then.
-        objective: the loss.
-        cache: the scenes to train on.
-        validation: called after every epoch.
+        stage: what is done.
 
     Returns:
         Whether the run has come to its end; if not, it is saved, and can go on from there.
 
     Raises:
         NonFiniteError: a loss or a gradient is not finite; told to the log as well.
-        FormatError: a damaged cache.
+        FormatError: damaged data.
     """
-    per_epoch = steps_per_epoch(len(cache), run.config.batch)
-    first, end = state.progress.step, per_epoch * run.config.epochs
+    config, n_scenes, progress = run.config, stage.n_scenes, stage.state.progress
+    per_epoch = steps_per_epoch(n_scenes, config.batch)
+    first, end = progress.step, per_epoch * config.epochs
     show = run.progress and run.ranks.is_first
     saved = time.monotonic()
-    with progress_bar(run.config.epochs * len(cache), what="training", show=show) as bar:
-        bar.initial = bar.n = _scenes_seen(first, per_epoch, len(cache), run.config.batch)
-        # Of a run that was stopped between an epoch and its validation.
-        if first and first % per_epoch == 0 and not _validate(run, state, validation, per_epoch):
-            return False
-        loaded = read_ahead(
-            step_batches(
-                cache,
-                run.ranks,
-                step,
-                batch=run.config.batch,
-                edges_at_once=run.config.edges_at_once,
-                seed=run.config.seed,
-            )
-            for step in range(first, end)
-        )
-        for step, batches in enumerate(loaded, start=first):
+    # Of the model a stage begins with, or of a run that was stopped before its validation.
+    if first % per_epoch == 0 and not _validate(run, stage, per_epoch):
+        return False
+    with progress_bar(config.epochs * n_scenes, what="training", show=show) as bar:
+        bar.initial = bar.n = _scenes_seen(first, per_epoch, n_scenes, config.batch)
+        for step, item in enumerate(read_ahead(map(stage.load, range(first, end))), start=first):
             epoch = step // per_epoch + 1
-            done = _advance(run, state, objective, batches, per_epoch)
-            bar.set_postfix_str(
-                f"epoch {epoch}/{run.config.epochs}, loss {done.loss:.3f}", refresh=False
-            )
-            bar.update(_scenes_seen(step + 1, per_epoch, len(cache), run.config.batch) - bar.n)
+            done = _advance(run, stage, item, per_epoch)
+            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, {done.shown}", refresh=False)
+            bar.update(_scenes_seen(step + 1, per_epoch, n_scenes, config.batch) - bar.n)
             stopped = done.stop
             if (step + 1) % per_epoch == 0 and not stopped:
-                stopped = not _validate(run, state, validation, per_epoch)
-            overdue = time.monotonic() - saved > 60 * run.config.checkpoint.every_minutes
+                stopped = not _validate(run, stage, per_epoch)
+            overdue = time.monotonic() - saved > 60 * config.checkpoint.every_minutes
             if stopped or overdue or step + 1 == end:
-                _save(run, state)
+                _save(run, stage.state)
                 saved = time.monotonic()
             if stopped:
                 return False
     if run.ranks.is_first:
-        run_state.save_result(run.folder / "final", state)
+        run_state.save_result(run.folder / "final", stage.state)
     return True
 
 
@@ -212,30 +236,15 @@ def _scenes_seen(step: int, per_epoch: int, n_scenes: int, batch: int) -> int:
     return step // per_epoch * n_scenes + step % per_epoch * batch
 
 
-def _advance(
-    run: Run,
-    state: TrainState,
-    objective: Objective,
-    batches: Sequence[SceneBatch],
-    per_epoch: int,
-) -> Means:
+def _advance(run: Run, stage: Stage[Item], item: Item, per_epoch: int) -> Done:
     """One step, and its line in the log."""
-    config, step = run.config, state.progress.step
+    config, step = run.config, stage.state.progress.step
     factor = learning_rate_factor(config.schedule, step, per_epoch, config.epochs)
     learning_rate = factor * config.optimizer.learning_rate
     torch.manual_seed(step_seed(config.seed, step, run.ranks.rank))
-    state.model.train()
     began = time.monotonic()
     try:
-        means = mean_gradient(state, objective, batches, run.ranks, stop=run.stop)
-        norm = follow_gradient(
-            state,
-            batches,
-            run.ranks,
-            learning_rate=learning_rate,
-            max_gradient_norm=config.optimizer.max_gradient_norm,
-            average_decay=config.average_decay,
-        )
+        done = stage.update(run, item, learning_rate)
     except NonFiniteError as error:
         run.log("error", step + 1, {"error": str(error), "scenario_ids": [*error.scenario_ids]})
         raise
@@ -246,27 +255,28 @@ def _advance(
             mend=f"set edges_at_once below {config.edges_at_once}; the run then resumes",
         ) from None
     if (step + 1) % config.log.every_steps == 0:
-        values = {
-            "epoch": step // per_epoch + 1,
-            "loss": means.loss,
-            "accuracy": means.accuracy,
-            "actions": means.actions,
-            "gradient_norm": norm,
-            "learning_rate": learning_rate,
-            "seconds": time.monotonic() - began,
-        }
-        run.log("train", step + 1, values)
-    return means
+        run.log(
+            "train",
+            step + 1,
+            {
+                "epoch": step // per_epoch + 1,
+                **done.values,
+                "learning_rate": learning_rate,
+                "seconds": time.monotonic() - began,
+            },
+        )
+    return done
 
 
-def _validate(run: Run, state: TrainState, validation: Validation, per_epoch: int) -> bool:
+def _validate(run: Run, stage: Stage[Item], per_epoch: int) -> bool:
     """Validate after an epoch, unless that is done; False if it was asked to stop meanwhile."""
+    state = stage.state
     progress = state.progress
     if progress.validated_step == progress.step:
         return True
     epoch, began = progress.step // per_epoch, time.monotonic()
     try:
-        found = validation(state.result.eval(), epoch)
+        found = stage.validation(state.result.eval(), epoch)
     except WosacError:
         _save(run, state)  # So that a run whose validation is mended goes on from here.
         raise

@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ from wosac_toolkit.io.files import atomic_write, one_line
 if TYPE_CHECKING:
     from smart_r1.model.smart import SMART
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Progress:
 
     Attributes:
         step: optimizer steps taken.
-        validated_step: the last step after which it was validated, 0 before the first time.
+        validated_step: the last step after which it was validated; before the first time 0, or -1
+            where the model at step 0 is validated too.
         best: the best value so far of what validation watches, None before the first one.
         best_step: the step that it is of.
         data: a hash of the scenario ids that it trains on, in their order.
@@ -68,12 +69,14 @@ class TrainState:
         optimizer: of its parameters.
         average: a copy of the model that holds the moving average of the weights, or None.
         progress: how far it is.
+        memory: what else a stage keeps from step to step, as JSON takes it.
     """
 
     model: SMART
     optimizer: torch.optim.Optimizer
     average: SMART | None
     progress: Progress
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def result(self) -> SMART:
@@ -102,7 +105,7 @@ def save_checkpoint(run: Path, state: TrainState, keep: int) -> Path:
     with _replaced(folder) as temporary:
         save_model(temporary, state.result, _origin(state.progress))
         _write_tensors(temporary / "trainer.safetensors", _trainer_tensors(state))
-        _write_progress(temporary, state.progress)
+        _write_progress(temporary, state.progress, state.memory)
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -112,7 +115,7 @@ def save_result(folder: Path, state: TrainState) -> None:
     """Write a model folder, `RUN/best` or `RUN/final`, in place of what is there."""
     with _replaced(folder) as temporary:
         save_model(temporary, state.result, _origin(state.progress))
-        _write_progress(temporary, state.progress)
+        _write_progress(temporary, state.progress, {})
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -122,17 +125,17 @@ def checkpoints(run: Path) -> list[Path]:
 
 def finished(run: Path) -> Progress | None:
     """How far a run was at its end; None while it has not come there."""
-    return _read_progress(run / "final") if (run / "final").exists() else None
+    return _read_progress(run / "final")[0] if (run / "final").exists() else None
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Go back to a checkpoint: replaces the weights, the optimizer's moments, and the progress.
+    """Go back to a checkpoint: replaces weights, the optimizer's moments, progress and memory.
 
     Raises:
         FormatError: files are missing or damaged, or of a model of other shapes.
         WosacError: they are of a model with another vocabulary.
     """
-    progress = _read_progress(folder)
+    progress, memory = _read_progress(folder)
     device = state.model.motion.device
     tensors = _read_tensors(folder / "trainer.safetensors", device)
     saved = load_model(folder, device)
@@ -156,7 +159,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         _copy(moment, tensors, name, folder)
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
-    state.progress = progress
+    state.progress, state.memory = progress, memory
 
 
 def _origin(progress: Progress) -> dict[str, str | int]:
@@ -222,24 +225,27 @@ def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
         raise FormatError(what, where=str(path), mend=_MEND) from None
 
 
-def _write_progress(folder: Path, progress: Progress) -> None:
-    content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(progress)}
+def _write_progress(folder: Path, progress: Progress, memory: Mapping[str, Any]) -> None:
+    content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(progress), "memory": memory}
     with atomic_write(folder / "trainer.json") as stream:
         stream.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
-def _read_progress(folder: Path) -> Progress:
+def _read_progress(folder: Path) -> tuple[Progress, dict[str, Any]]:
     path = folder / "trainer.json"
     try:
         content: Any = json.loads(path.read_text("utf-8"))
         if content.pop("schema_version") != SCHEMA_VERSION:
             raise FormatError("of another version of this package", where=str(path))
+        memory = content.pop("memory")
         progress = Progress(**content)
-        numbers = (progress.step, progress.validated_step, progress.best_step)
+        numbers = (progress.step, progress.validated_step + 1, progress.best_step)
         if not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError("steps must be whole numbers")
         if progress.best is not None and type(progress.best) is not float:
             raise ValueError("best must be a number")
+        if not isinstance(memory, dict):
+            raise ValueError("memory must be a mapping")
     except FileNotFoundError:
         raise FormatError("the file is missing", where=str(path), mend=_MEND) from None
     except FormatError:
@@ -247,7 +253,7 @@ def _read_progress(folder: Path) -> Progress:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"not the progress of a run: {one_line(error)}"
         raise FormatError(what, where=str(path), mend=_MEND) from None
-    return progress
+    return progress, memory
 
 
 # --------------------------------------------------------------------------------------------------

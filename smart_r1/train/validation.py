@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,10 @@ from smart_r1.batching import collate, plan_batches, scene_costs
 from smart_r1.objectives import next_token_loss_sum, next_token_targets, top_k_hits
 from smart_r1.read_ahead import read_ahead
 from smart_r1.train.distributed import Ranks, add_up
+from smart_r1.train.loop import Validated, Validation
 from wosac_toolkit.errors import WosacError
+from wosac_toolkit.io.scenarios import load_scenarios
+from wosac_toolkit.io.tfrecord import find_shards
 
 if TYPE_CHECKING:
     from smart_r1.cache import SceneCache
@@ -130,6 +134,37 @@ def open_loop(
         return None
     names = ("loss", "nll", "top1_accuracy", "top5_accuracy")
     return {n: v / count if count else math.nan for n, v in zip(names, values, strict=True)}
+
+
+def closed_loop_validation(
+    scenarios: str | None, config: ClosedLoopConfig, epochs: int, ranks: Ranks, stop: StopRequest
+) -> Validation:
+    """Validation by the realism of simulated scenes, after the epochs in which it is due.
+
+    Args:
+        scenarios: TFRecords; None: there is no such validation.
+        config: when and how.
+        epochs: of the run.
+        ranks: the processes, which share the scenes.
+        stop: looked at after every scene.
+
+    Raises:
+        WosacError: there are no such files.
+    """
+    if scenarios is not None:
+        find_shards(scenarios)  # An error now, not in an hour.
+
+    def validate(model: SMART, epoch: int) -> Validated | None:
+        if scenarios is None or not is_due(config.every_epochs, epoch, epochs):
+            return Validated()
+        some = islice(load_scenarios(scenarios), ranks.rank, config.scenarios, ranks.size)
+        found = closed_loop(model, some, config, ranks, stop)
+        if found is None:
+            return None
+        values = {f"closed_loop/{name}": value for name, value in found.items()}
+        return Validated(values, found.get("metametric"))
+
+    return validate
 
 
 def closed_loop(

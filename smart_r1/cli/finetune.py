@@ -1,0 +1,143 @@
+"""`smart-r1 finetune`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from smart_r1.cli.options import assigned, run_stage, stage_options
+from wosac_toolkit.cli.help import Command
+from wosac_toolkit.errors import WosacError
+
+
+class _Alpha(click.ParamType[float | str]):
+    """A number, or `auto`."""
+
+    name = "alpha"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if value == "auto":
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
+@click.command(
+    "finetune",
+    cls=Command,
+    examples=(
+        "smart-r1 finetune --reward meta_score",
+        "smart-r1 finetune --checkpoint runs/sft/best --scenarios womd/training --out runs/rft",
+        "smart-r1 finetune --checkpoint runs/sft/best --scenarios womd/training --out runs/mloo "
+        "--algo mloo --n 4 optimizer.learning_rate=1e-5",
+        "smart-r1 finetune --reward my_package.rewards:comfort --out runs/comfort",
+    ),
+)
+@click.option(
+    "--checkpoint",
+    "begins_with",
+    metavar="DIR",
+    help="Folder of the model to begin with, which is the reference of the KL too.  "
+    "[default: a small model of the package]",
+)
+@click.option(
+    "--scenarios",
+    metavar="PATH",
+    help="Scenes (WOMD TFRecords) to train on.  [default: synthetic scenes, made in RUN]",
+)
+@click.option(
+    "--reward",
+    metavar="NAME",
+    help="meta_score, kinematic, interactive, map_based, collision_free, on_road, min_ade, a "
+    "component of the metric, or package.module:name of your own.  [default: meta_score]",
+)
+@click.option(
+    "--algo",
+    "policy.algo",
+    type=click.Choice(["mpo", "mloo", "reinforce", "grpo", "ppo", "dpo"]),
+    help="How the policy learns.  [default: mpo, SMART-R1's]",
+)
+@click.option(
+    "--credit",
+    "policy.credit",
+    type=click.Choice(["group", "leave_one_out", "single", "agent"]),
+    help="How the reward is shared among a scene's rollouts.  [default: the algorithm's own]",
+)
+@click.option(
+    "--alpha",
+    type=_Alpha(),
+    metavar="A",
+    help="Reward above which mpo and reinforce reinforce; auto: what the scene used to get.  "
+    "[default: 0.77; auto with the scenes and the model of the package]",
+)
+@click.option(
+    "--beta",
+    "policy.beta",
+    type=click.FloatRange(min=0),
+    metavar="B",
+    help="Weight of the KL.  [default: the algorithm's own, 0.04 for mpo]",
+)
+@click.option(
+    "--n",
+    "policy.n_rollouts",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rollouts a scene.  [default: 8]",
+)
+@click.option("--limit", type=int, metavar="N", help="At most so many scenes to train on.")
+@click.option("--epochs", type=int, metavar="N", help="Passes over the scenes.  [default: 1]")
+@click.option(
+    "--batch", type=int, metavar="N", help="Scenes a step, over all processes.  [default: 8]"
+)
+@stage_options(out="runs/finetune")
+def command(
+    out: Path,
+    config: Path | None,
+    device: str | None,
+    assignments: tuple[str, ...],
+    alpha: float | str | None,
+    **options: str | int | float,
+) -> None:
+    """Make a model more realistic by rewards (SMART-R1).
+
+    The model simulates scenes in closed loop, all agents together; the reward, by default the
+    realism meta-metric of WOSAC, says what the rollouts are worth; the model learns to do what was
+    worth more, and stays near to the model that it began with. KEY=VALUE, torchrun and what RUN
+    gets are as for smart-r1 pretrain.
+    """
+    from smart_r1 import builtin
+    from smart_r1.train.finetune import finetune, load_finetune_config
+
+    given = assigned(options)
+    if alpha is not None:
+        given.append("policy.alpha=null" if alpha == "auto" else f"policy.alpha={alpha}")
+    defaults = []
+    named = {assignment.partition("=")[0] for assignment in (*given, *assignments)}
+    if config is None:
+        if "begins_with" not in named:
+            defaults.append(f"begins_with={builtin.MODEL}")
+        if "scenarios" not in named:
+            training, validation = _scenes(out)
+            defaults += [f"scenarios={training}", f"validation_scenarios={validation}"]
+        if not named & {"begins_with", "scenarios"}:
+            config = builtin.FINETUNE
+    settings = load_finetune_config(config, [*defaults, *given, *assignments])
+    run_stage(out, lambda: finetune(settings, out, device=device, progress=True))
+
+
+def _scenes(out: Path) -> tuple[Path, Path]:
+    """The synthetic scenes of a run."""
+    from smart_r1 import builtin
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise WosacError(
+            "synthetic scenes are made by one process alone",
+            mend="make them with wosac synth, and name them with --scenarios",
+        )
+    return builtin.synthetic_scenes(out / "scenarios")
