@@ -12,20 +12,14 @@ from wosac_toolkit.cli.help import Command
 from wosac_toolkit.errors import WosacError
 
 
-class _Alpha(click.ParamType[float | str]):
-    """A number, or `auto`."""
-
-    name = "alpha"
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
-        if value == "auto":
-            return value
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+def _alpha(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A number, or `auto`, as the setting is written."""
+    if value is None or value == "auto":
+        return None if value is None else "null"
+    try:
+        return str(float(value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor auto") from None
 
 
 @click.command(
@@ -71,7 +65,7 @@ class _Alpha(click.ParamType[float | str]):
 )
 @click.option(
     "--alpha",
-    type=_Alpha(),
+    callback=_alpha,
     metavar="A",
     help="Reward above which mpo and reinforce reinforce; auto: what the scene used to get.  "
     "[default: 0.77; auto with the scenes and the model of the package]",
@@ -101,7 +95,7 @@ def command(
     config: Path | None,
     device: str | None,
     assignments: tuple[str, ...],
-    alpha: float | str | None,
+    alpha: str | None,
     **options: str | int | float,
 ) -> None:
     """Make a model more realistic by rewards (SMART-R1).
@@ -116,7 +110,7 @@ def command(
 
     given = assigned(options)
     if alpha is not None:
-        given.append("policy.alpha=null" if alpha == "auto" else f"policy.alpha={alpha}")
+        given.append(f"policy.alpha={alpha}")
     defaults = []
     named = {assignment.partition("=")[0] for assignment in (*given, *assignments)}
     if config is None:
