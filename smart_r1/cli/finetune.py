@@ -53,13 +53,11 @@ def _alpha(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @click.option(
     "--algo",
-    "policy.algo",
     type=click.Choice(["mpo", "mloo", "reinforce", "grpo", "ppo", "dpo"]),
     help="How the policy learns.  [default: mpo, SMART-R1's]",
 )
 @click.option(
     "--credit",
-    "policy.credit",
     type=click.Choice(["group", "leave_one_out", "single", "agent"]),
     help="How the reward is shared among a scene's rollouts.  [default: the algorithm's own]",
 )
@@ -72,14 +70,13 @@ def _alpha(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @click.option(
     "--beta",
-    "policy.beta",
     type=click.FloatRange(min=0),
     metavar="B",
     help="Weight of the KL.  [default: the algorithm's own, 0.04 for mpo]",
 )
 @click.option(
     "--n",
-    "policy.n_rollouts",
+    "n_rollouts",
     type=click.IntRange(min=1),
     metavar="N",
     help="Rollouts a scene.  [default: 8]",
@@ -95,8 +92,12 @@ def command(
     config: Path | None,
     device: str | None,
     assignments: tuple[str, ...],
+    algo: str | None,
+    credit: str | None,
     alpha: str | None,
-    **options: str | int | float,
+    beta: float | None,
+    n_rollouts: int | None,
+    **options: str | int,
 ) -> None:
     """Make a model more realistic by rewards (SMART-R1).
 
@@ -108,7 +109,8 @@ def command(
     from smart_r1 import builtin
     from smart_r1.train.finetune import finetune, load_finetune_config
 
-    given = assigned(options)
+    policy = {"algo": algo, "credit": credit, "beta": beta, "n_rollouts": n_rollouts}
+    given = assigned(options | {f"policy.{name}": value for name, value in policy.items()})
     if alpha is not None:
         given.append(f"policy.alpha={alpha}")
     defaults = []
