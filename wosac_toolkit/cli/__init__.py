@@ -31,6 +31,14 @@ _COMMANDS = {
     ),
     "simulate": ("wosac_toolkit.cli.simulate", "Simulate scenes with a baseline policy."),
     "synth": ("wosac_toolkit.cli.synth", "Generate synthetic scenes, in the format of WOMD."),
+    "convert": (
+        "wosac_toolkit.cli.convert",
+        "Convert rollouts between .npz, submission shards and pickles of CAT-K and TrajTok.",
+    ),
+    "doctor": (
+        "wosac_toolkit.cli.doctor",
+        "Check this installation: packages, threads, kernel cache, scenes, and exactness.",
+    ),
     "warmup": ("wosac_toolkit.cli.warmup", "Compile the kernels, once a machine."),
 }
 
