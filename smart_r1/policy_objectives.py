@@ -67,7 +67,6 @@ def running_advantage(
     scenario_ids: Sequence[str],
     baselines: Mapping[str, float],
     *,
-    first: float = ALPHA,
     decay: float = 0.9,
 ) -> tuple[Tensor, dict[str, float]]:
     """What a reward is above the moving average of its scene: `alpha auto`. Ours.
@@ -76,28 +75,34 @@ def running_advantage(
 
     Scenes differ more in reward than rollouts of one scene, and a constant takes easy scenes for
     good rollouts. The average comes from earlier visits alone, so that it does not depend on the
-    actions that it judges and the gradient stays unbiased. At the first visit `first` stands for
-    it, whatever other scenes got, and the average begins with the reward of this visit; what a
-    process finds thus depends on its own scenes alone.
+    actions that it judges and the gradient stays unbiased. At the first visit the other rollouts
+    stand for it, mean_{j != i} r_sj, and the average begins with the mean of the visit; rollouts
+    that share one reward have no advantage then. What a process finds depends on its own scenes
+    alone.
 
     Args:
         reward: [S, R].
         scenario_ids: of the S scenes.
         baselines: the averages b by scenario id; left as they are.
-        first: b of scenes that are not among them.
         decay: in [0, 1).
 
     Returns:
         The advantages [S, R], 0 where the reward is NaN, and the new averages of these scenes, to
         update `baselines` with; those of which nothing could be scored are not among them.
     """
-    threshold = reward.new_tensor([baselines.get(name, first) for name in scenario_ids])
+    known = ~reward.isnan()
+    n_others = known.sum(dim=1, keepdim=True) - 1
+    others = (reward.nansum(dim=1, keepdim=True) - reward) / n_others.clamp(min=1)
+    others = torch.where(n_others > 0, others, reward)
+    threshold = reward.new_tensor([baselines.get(name, math.nan) for name in scenario_ids])
+    threshold = threshold[:, None].expand_as(reward)
     changed: dict[str, float] = {}
     for name, mean in zip(scenario_ids, reward.nanmean(dim=1).tolist(), strict=True):
         if not math.isnan(mean):
             before = changed.get(name, baselines.get(name, mean))
             changed[name] = decay * before + (1 - decay) * mean
-    return _zero_if_unknown(reward - threshold[:, None]), changed
+    advantage = reward - threshold.where(~threshold.isnan(), others)
+    return _zero_if_unknown(advantage), changed
 
 
 def leave_one_out_advantage(credit: Tensor) -> Tensor:

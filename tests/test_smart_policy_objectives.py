@@ -124,27 +124,31 @@ def test_the_running_baseline_is_that_of_earlier_visits() -> None:
     found = []
     for reward in ([0.6, 0.8], [0.9, 0.9], [0.5, 0.5]):
         advantage, changed = running_advantage(
-            torch.tensor([reward], dtype=torch.float64), ["x"], baselines, first=0.75, decay=0.8
+            torch.tensor([reward], dtype=torch.float64), ["x"], baselines, decay=0.8
         )
         baselines.update(changed)
         found += advantage.flatten().tolist()
-    # Thresholds: the first, then 0.7, then 0.8 * 0.7 + 0.2 * 0.9 = 0.74.
-    assert found == pytest.approx([-0.15, 0.05, 0.2, 0.2, -0.24, -0.24])
+    # Thresholds: the other rollout, then 0.7, then 0.8 * 0.7 + 0.2 * 0.9 = 0.74.
+    assert found == pytest.approx([-0.2, 0.2, 0.2, 0.2, -0.24, -0.24])
     assert baselines["x"] == pytest.approx(0.8 * 0.74 + 0.2 * 0.5)
 
 
 def test_each_scene_has_a_running_baseline_of_its_own() -> None:
-    reward = torch.tensor([[0.5, 0.5], [0.9, NAN], [NAN, NAN]], dtype=torch.float64)
+    reward = torch.tensor(
+        [[0.4, 0.5, 0.9], [0.9, NAN, 0.7], [NAN, NAN, NAN], [NAN, 0.6, NAN]], dtype=torch.float64
+    )
     before = {"easy": 0.8, "other": 0.1, "unscored": 0.3}
     given = dict(before)
-    advantage, changed = running_advantage(
-        reward, ["new", "easy", "unscored"], before, first=0.7, decay=0.5
-    )
-    assert advantage.flatten().tolist() == pytest.approx([-0.2, -0.2, 0.1, 0, 0, 0])
-    assert changed == pytest.approx({"new": 0.5, "easy": 0.85})
+    names = ["new", "easy", "unscored", "alone"]
+    advantage, changed = running_advantage(reward, names, before, decay=0.5)
+    assert advantage[0].tolist() == pytest.approx([0.4 - 0.7, 0.5 - 0.65, 0.9 - 0.45])
+    assert advantage[1].tolist() == pytest.approx([0.1, 0, -0.1])
+    # Without another rollout that was scored there is nothing to judge by.
+    assert not advantage[2:].any()
+    assert changed == pytest.approx({"new": 0.6, "easy": 0.8, "alone": 0.6})
     assert before == given
     # Whatever else a process has seen, as another process has seen other scenes.
-    alone, _ = running_advantage(reward[:1], ["new"], {}, first=0.7)
+    alone, _ = running_advantage(reward[:1], ["new"], {})
     assert torch.equal(alone, advantage[:1])
 
 
