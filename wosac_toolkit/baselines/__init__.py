@@ -11,8 +11,10 @@ import hashlib
 import numpy as np
 
 from wosac_toolkit.baselines.constant_motion import constant_turn_rate, constant_velocity
+from wosac_toolkit.baselines.intelligent_driver import idm
 from wosac_toolkit.baselines.log_replay import log
 from wosac_toolkit.baselines.policy import Policy
+from wosac_toolkit.baselines.random_agent import random
 from wosac_toolkit.errors import ScenarioError, WosacError
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Scenario
@@ -23,6 +25,8 @@ POLICIES: dict[str, Policy] = {
     "log": log,
     "constant_velocity": constant_velocity,
     "constant_turn_rate": constant_turn_rate,
+    "idm": idm,
+    "random": random,
 }
 
 

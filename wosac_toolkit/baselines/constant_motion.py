@@ -26,9 +26,7 @@ def constant_velocity(
     scenario: Scenario, n_rollouts: int, rng: np.random.Generator
 ) -> Float32Array:
     """Current velocity held, with noise on speed and direction; who stands stays."""
-    state = current_state(scenario)
-    angle = COURSE_NOISE * rng.standard_normal((n_rollouts, len(state.speed)))
-    return _roll_out(state, angle, np.zeros_like(angle), rng)
+    return straight_on(current_state(scenario), n_rollouts, rng)
 
 
 def constant_turn_rate(
@@ -38,6 +36,12 @@ def constant_turn_rate(
     state = current_state(scenario)
     noise = TURN_RATE_NOISE * rng.standard_normal((n_rollouts, len(state.speed)))
     return _roll_out(state, np.zeros_like(noise), state.turn_rate + noise, rng)
+
+
+def straight_on(state: CurrentState, n_rollouts: int, rng: np.random.Generator) -> Float32Array:
+    """States [R, N, 80, 4] of N agents that keep their velocity, see `constant_velocity`."""
+    angle = COURSE_NOISE * rng.standard_normal((n_rollouts, len(state.speed)))
+    return _roll_out(state, angle, np.zeros_like(angle), rng)
 
 
 def _roll_out(

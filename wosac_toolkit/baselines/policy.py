@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wosac_toolkit.scenario import Float32Array, Float64Array, Scenario
+from wosac_toolkit.scenario import Float32Array, Float64Array, Int64Array, Scenario
 
 N_STEPS = 80
 STEP_SECONDS = 0.1
@@ -38,6 +38,10 @@ class CurrentState:
     speed: Float64Array
     course: Float64Array
     turn_rate: Float64Array
+
+    def of(self, agents: Int64Array) -> CurrentState:
+        """The state of some of the agents."""
+        return CurrentState(*(getattr(self, name)[agents] for name in self.__slots__))
 
 
 def current_state(scenario: Scenario) -> CurrentState:

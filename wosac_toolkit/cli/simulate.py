@@ -18,6 +18,7 @@ from wosac_toolkit.simulation import SCENES_PER_SHARD, simulate_dataset
     cls=Command,
     examples=(
         "wosac simulate --policy constant_velocity --scenarios womd/validation --out rollouts/",
+        "wosac simulate --policy idm --scenarios womd/testing --out idm/ --format submission",
         "wosac score rollouts/",
     ),
 )
@@ -77,6 +78,9 @@ def command(
     format_: Literal["npz", "submission"],
 ) -> None:
     """Simulate scenes with a baseline policy.
+
+    log replays what happened; constant_velocity and constant_turn_rate go on as now; idm follows
+    the lanes of the map and its leaders, and stops for red lights; random is the floor.
 
     Every scene has the same rollouts whatever the number of workers. Writes a manifest.json beside
     the rollouts, by which `wosac score` finds the scenes.
