@@ -25,12 +25,24 @@ _COMMANDS = {
         "wosac_toolkit.cli.report",
         "Write an HTML report on runs, with figures and pictures, in one file.",
     ),
+    "behaviour": (
+        "wosac_toolkit.cli.behaviour",
+        "Watch for what the metric does not see: standing still, wrong ways, sharp boxes.",
+    ),
     "leaderboard": (
         "wosac_toolkit.cli.leaderboard",
         "Published WOSAC results, with your runs beside them.",
     ),
     "simulate": ("wosac_toolkit.cli.simulate", "Simulate scenes with a baseline policy."),
     "synth": ("wosac_toolkit.cli.synth", "Generate synthetic scenes, in the format of WOMD."),
+    "validate": (
+        "wosac_toolkit.cli.validate",
+        "Find what the evaluation server would refuse, before the upload.",
+    ),
+    "pack": (
+        "wosac_toolkit.cli.pack",
+        "Pack rollouts into the archive that the evaluation server takes.",
+    ),
     "convert": (
         "wosac_toolkit.cli.convert",
         "Convert rollouts between .npz, submission shards and pickles of CAT-K and TrajTok.",

@@ -16,7 +16,7 @@ _MOST_FINDINGS = 20
 
 # Packages that come with an extra, and which.
 _EXTRAS = {
-    **dict.fromkeys(("torch", "safetensors", "yaml", "tensorboard"), "train"),
+    **dict.fromkeys(("torch", "safetensors", "tensorboard"), "train"),
     **dict.fromkeys(("jinja2", "matplotlib", "PIL"), "report"),
     "wandb": "wandb",
 }

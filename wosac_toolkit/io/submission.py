@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, NoReturn, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ MAX_TRAJECTORIES = 1 << 22
 """The most trajectories (rollouts times objects) of one scenario; 32 x 128 are usual."""
 
 _MAX_TEXT_BYTES = 1 << 20
+_MAX_LISTED = 1000
 _MAX_ID_BYTES = 256
 _PIECE_BYTES = 1 << 24
 
@@ -82,8 +83,123 @@ def decode_scenario_rollouts(data: bytes | memoryview, *, where: str) -> Rollout
         RolloutsError: no scenario id, a joint scene whose objects are not those of the first, or
             trajectories whose coordinates differ in length; names rollout and objects.
     """
+    from wosac_toolkit.io.submission_kernels import fill
+    from wosac_toolkit.io.wire_kernels import check
+
+    table = _measure(data, where)
+    n_scenes = len(table.sizes)
+    n_objects = int(table.sizes[0]) if n_scenes else 0
+    slots = _align(table.object_ids, table.sizes, table.where)
+    n_steps = _common_length(table.steps, table.object_ids, n_objects, table.where)
+    states = np.empty((n_scenes, n_objects, n_steps, 4), np.float32)
+    pos = fill(table.data, table.spans, slots, states.view(np.uint32))
+    check(pos, "ScenarioRollouts", table.where)
+    return Rollouts(table.scenario_id, table.object_ids[:n_objects].astype(np.int64), states)
+
+
+_Misfit = Literal["absent", "repeated", "ragged", "other_length"]
+
+
+class Misfit(NamedTuple):
+    """An object that does not come once, with all steps, in every joint scene.
+
+    Attributes:
+        object_id: the object.
+        kind: `absent` from these rollouts; `repeated` in them; `ragged` in them: its x, y, z and
+            heading differ in length; `other_length`: with another number of steps than usual.
+        rollouts: the indices of the joint scenes.
+    """
+
+    object_id: int
+    kind: _Misfit
+    rollouts: tuple[int, ...]
+
+
+def salvage_scenario_rollouts(
+    data: bytes | memoryview, *, where: str
+) -> tuple[Rollouts, list[Misfit]]:
+    """What is sound of a `ScenarioRollouts` message, and what is not, object by object.
+
+    For those who list all faults; `decode_scenario_rollouts` raises the first of them.
+
+    Returns:
+        The rollouts of the objects that come once in every joint scene with the number of steps
+        that is most frequent, ordered by id; and the misfits of all others, ordered by id.
+
+    Raises:
+        FormatError: not a sound message; names the byte.
+        RolloutsError: no scenario id, or more joint scenes and objects than can be compared.
+    """
+    from wosac_toolkit.io.submission_kernels import fill
+    from wosac_toolkit.io.wire_kernels import check
+
+    table = _measure(data, where)
+    n_scenes = len(table.sizes)
+    rollout = np.repeat(np.arange(n_scenes), table.sizes)
+    ids, column = np.unique(table.object_ids, return_inverse=True)
+    if n_scenes * len(ids) > MAX_TRAJECTORIES:
+        raise RolloutsError(
+            f"{n_scenes} joint scenes with {len(ids)} different objects in all, "
+            f"more than can be compared",
+            where=table.where,
+        )
+    lengths, n_times = np.unique(table.steps[table.steps >= 0], return_counts=True)
+    n_steps = int(lengths[np.argmax(n_times)]) if len(lengths) else 0
+
+    def occurrences(chosen: npt.NDArray[np.bool_]) -> Int64Array:  # [R, ids]
+        counts = np.zeros((n_scenes, len(ids)), np.int64)
+        np.add.at(counts, (rollout[chosen], column[chosen]), 1)
+        return counts
+
+    n_found = occurrences(np.ones(len(rollout), bool))
+    faults: dict[_Misfit, npt.NDArray[np.bool_]] = {
+        "absent": n_found == 0,
+        "repeated": n_found > 1,
+        "ragged": occurrences(table.steps < 0) > 0,
+        "other_length": occurrences((table.steps >= 0) & (table.steps != n_steps)) > 0,
+    }
+    sound = ~np.any([wrong.any(axis=0) for wrong in faults.values()], axis=0)
+    misfits = [
+        Misfit(int(ids[i]), kind, tuple(np.flatnonzero(wrong[:, i]).tolist()))
+        for i in np.flatnonzero(~sound)
+        for kind, wrong in faults.items()
+        if wrong[:, i].any()
+    ]
+    rows = np.flatnonzero(sound[column])
+    rows = rows[np.lexsort((column[rows], rollout[rows]))]
+    n_objects = int(sound.sum())
+    states = np.empty((n_scenes, n_objects, n_steps, 4), np.float32)
+    slots = np.tile(np.arange(n_objects), n_scenes)
+    pos = fill(table.data, table.spans[rows], slots, states.view(np.uint32))
+    check(pos, "ScenarioRollouts", table.where)
+    return Rollouts(table.scenario_id, ids[sound].astype(np.int64), states), misfits
+
+
+class _Table(NamedTuple):
+    """A measured message, not decoded: R joint scenes, K trajectories.
+
+    Attributes:
+        data: its bytes.
+        scenario_id: its scenario.
+        where: the place with the scenario, for errors.
+        sizes: int64 [R], trajectories of each joint scene.
+        object_ids: int32 [K].
+        steps: int64 [K], -1 where the coordinates differ in length.
+        spans: int64 [K, 2], first byte and the one after.
+    """
+
+    data: npt.NDArray[np.uint8]
+    scenario_id: str
+    where: str
+    sizes: Int64Array
+    object_ids: npt.NDArray[np.int32]
+    steps: Int64Array
+    spans: Int64Array
+
+
+def _measure(data: bytes | memoryview, where: str) -> _Table:
     # Imported here: whoever only looks for messages needs no kernels.
-    from wosac_toolkit.io.submission_kernels import count, fill, measure
+    from wosac_toolkit.io.submission_kernels import count, measure
     from wosac_toolkit.io.wire_kernels import as_array, check
 
     array = as_array(data)
@@ -103,13 +219,7 @@ def decode_scenario_rollouts(data: bytes | memoryview, *, where: str) -> Rollout
     spans = np.empty((n_trajectories, 2), np.int64)
     pos = measure(array, sizes, object_ids, steps, spans)
     check(pos, "ScenarioRollouts", where)
-    n_objects = int(sizes[0]) if n_scenes else 0
-    slots = _align(object_ids, sizes, where)
-    n_steps = _common_length(steps, object_ids, n_objects, where)
-    states = np.empty((n_scenes, n_objects, n_steps, 4), np.float32)
-    pos = fill(array, spans, slots, states.view(np.uint32))
-    check(pos, "ScenarioRollouts", where)
-    return Rollouts(scenario_id, object_ids[:n_objects].astype(np.int64), states)
+    return _Table(array, scenario_id, where, sizes, object_ids, steps, spans)
 
 
 def _align(object_ids: npt.NDArray[np.int32], sizes: Int64Array, where: str) -> Int64Array:
@@ -410,6 +520,11 @@ def encode_scenario_rollouts(rollouts: Rollouts) -> bytes:
     return wire.encode_block(1, rollouts.scenario_id.encode()) + table.tobytes()
 
 
+def message_head(length: int) -> bytes:
+    """What comes before a `ScenarioRollouts` of so many bytes in a submission."""
+    return wire.encode_varint(_SCENARIO_ROLLOUTS) + wire.encode_varint(length)
+
+
 def _width(piece: bytes | npt.NDArray[np.uint8]) -> int:
     return len(piece) if isinstance(piece, bytes) else piece.shape[-1]
 
@@ -479,26 +594,96 @@ def read_metadata(source: Source, *, where: str, size: int | None = None) -> Sub
         FormatError: the file is truncated, damaged or of another kind.
     """
     stream, end = _open(source, size)
-    found: dict[str, object] = {"submission_type": 0}
-    lists: dict[str, list[str]] = {name: [] for name in _LISTS.values()}
+    found: dict[str, Any] = {}
     for field in _fields(stream, 0, end, where):
-        number, wire_type = field.tag >> 3, field.tag & 7
-        if field.tag == _SUBMISSION_TYPE:
-            found["submission_type"] = field.value
-        elif number in _FLAGS and wire_type == wire.VARINT:
-            found[_FLAGS[number]] = bool(field.value)
-        elif (number in _TEXTS or number in _LISTS) and wire_type == wire.LENGTH_DELIMITED:
-            name = _TEXTS.get(number) or _LISTS[number]
-            if field.stop - field.start > _MAX_TEXT_BYTES:
-                raise FormatError(f"{name} is longer than {_MAX_TEXT_BYTES} bytes", where=where)
-            text = _text(_read(stream, field.stop - field.start, where), name, where)
-            if number in _LISTS:
-                lists[name].append(text)
-            else:
-                found[name] = text
+        _collect(found, field, stream, where)
         stream.seek(field.stop)
-    found.update({name: tuple(texts) for name, texts in lists.items()})
-    return SubmissionMetadata(**found)  # type: ignore[arg-type]
+    return _metadata(found)
+
+
+class Message(NamedTuple):
+    """One `ScenarioRollouts` of a file.
+
+    Attributes:
+        offset: its first byte in the file.
+        length: its bytes.
+        content: these bytes, serialized; None where there are more than was asked for.
+    """
+
+    offset: int
+    length: int
+    content: bytes | None
+
+
+def iter_parts(
+    source: Source, *, where: str, size: int | None = None, max_message: int = MAX_MESSAGE_BYTES
+) -> Iterator[Message | SubmissionMetadata]:
+    """Everything in a file, in one pass forwards: its messages, then its metadata.
+
+    A bare `ScenarioRollouts` is one message at offset 0, without metadata.
+
+    Args:
+        source: bytes, or a buffered stream at its first byte, which is only read forwards.
+        where: the file, for errors.
+        size: length of the stream in bytes, where its end cannot be sought.
+        max_message: longer messages are passed over.
+
+    Raises:
+        FormatError: the file is truncated, damaged or of another kind.
+    """
+    stream, end = _open(source, size)
+    if _is_bare(stream, end, where):
+        yield Message(0, end, _read_or_pass(stream, end, max_message, where))
+        return
+    found: dict[str, Any] = {}
+    for field in _fields(stream, 0, end, where):
+        length = field.stop - field.start
+        if field.tag == _SCENARIO_ROLLOUTS:
+            content = _read_or_pass(stream, length, max_message, where)
+            yield Message(field.start, length, content)
+        elif not _collect(found, field, stream, where):
+            _pass(stream, length, where)
+    yield _metadata(found)
+
+
+def _read_or_pass(stream: BinaryIO, length: int, most: int, where: str) -> bytes | None:
+    if length <= most:
+        return _read(stream, length, where)
+    _pass(stream, length, where)
+    return None
+
+
+def _pass(stream: BinaryIO, length: int, where: str) -> None:
+    for start in range(0, length, _PIECE_BYTES):
+        _read(stream, min(_PIECE_BYTES, length - start), where)
+
+
+def _collect(found: dict[str, Any], field: _Field, stream: BinaryIO, where: str) -> bool:
+    """Add a field of the metadata to `found`; whether its value was read from the stream."""
+    number, wire_type = field.tag >> 3, field.tag & 7
+    if field.tag == _SUBMISSION_TYPE:
+        found["submission_type"] = field.value
+    elif number in _FLAGS and wire_type == wire.VARINT:
+        found[_FLAGS[number]] = bool(field.value)
+    elif (number in _TEXTS or number in _LISTS) and wire_type == wire.LENGTH_DELIMITED:
+        name = _TEXTS.get(number) or _LISTS[number]
+        if field.stop - field.start > _MAX_TEXT_BYTES:
+            raise FormatError(f"{name} is longer than {_MAX_TEXT_BYTES} bytes", where=where)
+        text = _text(_read(stream, field.stop - field.start, where), name, where)
+        if number in _LISTS:
+            listed = found.setdefault(name, [])
+            if len(listed) == _MAX_LISTED:
+                raise FormatError(f"more than {_MAX_LISTED} {name}", where=where)
+            listed.append(text)
+        else:
+            found[name] = text
+        return True
+    return False
+
+
+def _metadata(found: dict[str, Any]) -> SubmissionMetadata:
+    lists = {name: tuple(found.get(name, ())) for name in _LISTS.values()}
+    return SubmissionMetadata(**{"submission_type": 0, **found, **lists})
 
 
 def encode_metadata(metadata: SubmissionMetadata) -> bytes:
@@ -544,7 +729,7 @@ def write_submission(
     with atomic_write(path) as stream:
         for one in rollouts:
             message = encode_scenario_rollouts(one)
-            head = wire.encode_varint(_SCENARIO_ROLLOUTS) + wire.encode_varint(len(message))
+            head = message_head(len(message))
             size += len(head) + len(message)
             if size > MAX_MESSAGE_BYTES:
                 raise RolloutsError(
