@@ -1,7 +1,7 @@
 """Train the sequences of stages that a file lists, from one model and for several seeds, and score
 each on held-out scenes.
 
-    python benchmarks/ablation/run.py benchmarks/ablation/synthetic.yaml --start runs/bc/final \
+    python benchmarks/ablation/run.py benchmarks/ablation/ablation.yaml --start runs/bc/final \
         --training scenes/training --heldout scenes/heldout --out ablation/synthetic --processes 2
 
 A sequence shares what it has in common with others: `sft-mpo` and `sft-ppo` begin with one `sft` of
@@ -108,7 +108,9 @@ def train(ablation: Ablation, job: Job) -> Job:
         before = folder.parent / "run" / "final"
     stage = dict(ablation.settings["stages"][job.stages[-1]])
     kind = stage.pop("kind")
-    given = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in flat(stage)]
+    given = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in flat(stage)
+    ]
     # The second of two stages of a kind draws anew.
     given += [f"begins_with={before}", f"seed={10 * job.seed + len(job.stages)}"]
     if kind == "sft":
