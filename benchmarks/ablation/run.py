@@ -17,6 +17,7 @@ the seed. What is finished is kept, so that the same command goes on where it wa
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
