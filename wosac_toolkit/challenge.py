@@ -12,12 +12,16 @@ name      official release                              its rules
                                                         2-D road edges
 ========  ============================================  ========================================
 
+`scenario_gen_2025` is the metric of the sister challenge, Scenario Generation, in release 1.6.5 to
+1.6.7: whole records are simulated, history and box sizes included, every simulated agent is
+evaluated, and distributions are those of the scene, not of each agent.
+
 Numbers are those of the official `challenge_*_config.textproto` files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -70,12 +74,22 @@ Estimator = Histogram | Bernoulli | KernelDensity
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One of the likelihoods of the metric, named as in `SimAgentMetrics`."""
+    """One of the likelihoods of the metric, named as in `SimAgentMetrics`.
+
+    Attributes:
+        name: as in `SimAgentMetrics`, without `_likelihood`.
+        bucket: the leaderboard's column it belongs to.
+        estimator: how it estimates the simulated distribution.
+        weight: in the meta-metric.
+        pooled: one distribution for all agents of the scene (`aggregate_objects` of the official
+            configuration), not one for each.
+    """
 
     name: str
     bucket: Bucket
     estimator: Estimator
     weight: float
+    pooled: bool = False
 
     @property
     def field(self) -> str:
@@ -99,7 +113,10 @@ class Challenge:
         reports_rates: the release reports simulated collision and off-road rates.
         n_rollouts: joint rollouts a scene that a submission holds.
         n_steps: simulated steps a rollout, at 10 Hz.
-        current_time_index: the last logged step before the simulation.
+        current_time_index: the last logged step before the simulation; agents valid there are
+            simulated.
+        whole_record: the simulation covers the whole record, not its future alone, and gives boxes
+            their sizes; all simulated agents are evaluated.
     """
 
     name: str
@@ -113,6 +130,12 @@ class Challenge:
     n_rollouts: int = 32
     n_steps: int = 80
     current_time_index: int = 10
+    whole_record: bool = False
+
+    @property
+    def first_step(self) -> int:
+        """The step of the record with which rollouts begin."""
+        return 0 if self.whole_record else self.current_time_index + 1
 
     def component(self, name: str) -> Component | None:
         """The component called `name`, or None where this version has none."""
@@ -188,6 +211,7 @@ _WEIGHTS_2025 = {
     "traffic_light_violation": 0.05,
 }
 
+#: The versions of the Sim Agents metric.
 CHALLENGES: dict[str, Challenge] = {
     c.name: c
     for c in (
@@ -214,6 +238,21 @@ CHALLENGES: dict[str, Challenge] = {
     )
 }
 
+SCENARIO_GEN = Challenge(
+    "scenario_gen_2025",
+    "waymo-open-dataset-tf-2-12-0 1.6.7",
+    # The official configuration leaves the traffic lights out of the pooling.
+    tuple(
+        replace(component, pooled=component.name != "traffic_light_violation")
+        for component in CHALLENGES["2025"].components
+    ),
+    ttc_vehicles_only=True,
+    n_steps=91,
+    whole_record=True,
+)
+
+#: All metrics by name: of Sim Agents, and of Scenario Generation.
+ALL_CHALLENGES = {**CHALLENGES, SCENARIO_GEN.name: SCENARIO_GEN}
 
 #: The components by name, in the official order; every version has these or fewer.
 COMPONENTS = tuple(component.name for component in CHALLENGES["2025"].components)
@@ -251,8 +290,8 @@ def get_challenge(challenge: str | int | Challenge) -> Challenge:
     if isinstance(challenge, Challenge):
         return challenge
     try:
-        return CHALLENGES[str(challenge)]
+        return ALL_CHALLENGES[str(challenge)]
     except KeyError:
         raise WosacError(
-            f"unknown challenge {challenge!r}", mend=f"one of {', '.join(CHALLENGES)}"
+            f"unknown challenge {challenge!r}", mend=f"one of {', '.join(ALL_CHALLENGES)}"
         ) from None

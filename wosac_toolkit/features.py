@@ -2,11 +2,17 @@
 
 What depends on the scene alone is computed once, by `prepare_scene`; a reward that scores many sets
 of rollouts of one scene then pays only for the rollouts.
+
+Scenario generation differs in what it simulates: the whole record, so that nothing precedes the
+first step, and the boxes' sizes. The official code then takes the agents simulated to be valid at
+every step, and so do we, in the log as well: where a logged state is missing, a box stands where
+the record's empty state puts it, at the origin and without size, and other agents are measured
+against it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,14 +45,15 @@ _HISTORY = 2
 class Features:
     """The features of S samples (1 for the log, R for rollouts) of the E evaluated agents.
 
-    Fields, shapes and meaning are those of the official `MetricFeatures`, over the T steps after
-    the current one. Values at steps where `valid` is False mean nothing.
+    Fields, shapes and meaning are those of the official `MetricFeatures`, over the T simulated
+    steps. Values at steps where `valid` is False mean nothing.
 
     Attributes:
-        object_id: int64 [E], sorted.
+        object_id: int64 [E], sorted; in scenario generation in the record's order.
         object_type: int8 [S, E], see `ObjectType`.
         valid: bool [S, E, T]; all True for rollouts.
-        average_displacement_error: float32 [S, E], metres, to the log.
+        average_displacement_error: float32 [S, E], metres, to the log; in scenario generation,
+            where simulated agents have no counterpart in the log, 0.
         linear_speed: float32 [S, E, T], m/s in 3-D.
         linear_acceleration: float32 [S, E, T], m/s^2, change of the linear speed.
         angular_speed: float32 [S, E, T], rad/s.
@@ -83,7 +90,8 @@ class PreparedScene:
     """A scene made ready for one version of the metric.
 
     The N simulated agents stand in the metric's order: the E evaluated ones, sorted by object id,
-    then the others as the record lists them.
+    then the others as the record lists them. In scenario generation all are evaluated, and all
+    stand as the record lists them.
 
     Attributes:
         scenario_id: the scene's id.
@@ -92,9 +100,12 @@ class PreparedScene:
         object_types: int8 [N].
         n_evaluated: E.
         size: float32 [N, 3], length, width, height at the current step, kept over the simulation.
+        future_size: float32 [N, T, 3], the same at the steps of `future`, where boxes are simulated
+            with their sizes; else None.
         history: float32 [N, 2, 4], x, y, z, heading at the last logged step but one and the
-            current step.
-        future: float32 [N, T, 4], the logged states after the current step, valid or not.
+            current step; NaN where the whole record is simulated, so that what would need them
+            is.
+        future: float32 [N, T, 4], the logged states at the simulated steps, valid or not.
         future_valid: bool [T, N].
         record_valid: bool [E, H + T], the validity of the evaluated agents over the whole record.
         edges: the road edges.
@@ -107,6 +118,7 @@ class PreparedScene:
     object_types: Int8Array
     n_evaluated: int
     size: Float32Array
+    future_size: Float32Array | None
     history: Float32Array
     future: Float32Array
     future_valid: BoolArray
@@ -125,11 +137,12 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
     """
     challenge = get_challenge(challenge)
     where = f"scenario {scenario.scenario_id}"
-    tracks, current = scenario.tracks, challenge.current_time_index
-    if scenario.n_steps != current + 1 + challenge.n_steps:
+    tracks, current, first = scenario.tracks, challenge.current_time_index, challenge.first_step
+    if scenario.n_steps != first + challenge.n_steps:
+        n_history = current + 1
         raise ScenarioError(
-            f"the record has {scenario.n_steps} steps, scoring takes {current + 1} of history "
-            f"and {challenge.n_steps} of future",
+            f"the record has {scenario.n_steps} steps, scoring takes {n_history} of history "
+            f"and {first + challenge.n_steps - n_history} of future",
             where=where,
             mend="use the training or validation split; the test split has no future",
         )
@@ -138,7 +151,9 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
         raise ScenarioError(
             f"several tracks with object id {some_ids(values[counts > 1].tolist())}", where=where
         )
-    evaluated = scenario.evaluated_agents()
+    # Not `scenario.sim_agents()`: the official code too has the challenge's step, not the record's.
+    simulated = np.flatnonzero(tracks.valid[:, current])
+    evaluated = simulated if challenge.whole_record else scenario.evaluated_agents()
     absent = evaluated[~tracks.valid[evaluated, current]]
     if len(absent):
         raise ScenarioError(
@@ -158,13 +173,14 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
             mend="the metric is undefined without them, leave the scene out",
         )
 
-    # Not `scenario.sim_agents()`: the official code too has the challenge's step, not the record's.
-    simulated = np.flatnonzero(tracks.valid[:, current])
     rows = np.concatenate([evaluated, simulated[~np.isin(simulated, evaluated)]])
     states = np.concatenate(
         [tracks.position[rows].astype(np.float32), tracks.heading[rows, :, None]], axis=2
     )
-    future_valid = np.ascontiguousarray(tracks.valid[rows, current + 1 :].T)
+    history = np.ascontiguousarray(states[:, current + 1 - _HISTORY : current + 1])
+    if challenge.whole_record:
+        history = np.full_like(history, np.nan)
+    future_valid = np.ascontiguousarray(tracks.valid[rows, first:].T)
     record_valid = tracks.valid[evaluated]
     return PreparedScene(
         scenario_id=scenario.scenario_id,
@@ -173,8 +189,9 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
         object_types=tracks.object_types[rows],
         n_evaluated=len(evaluated),
         size=np.ascontiguousarray(tracks.size[rows, current]),
-        history=np.ascontiguousarray(states[:, current + 1 - _HISTORY : current + 1]),
-        future=np.ascontiguousarray(states[:, current + 1 :]),
+        future_size=tracks.size[rows, first:] if challenge.whole_record else None,
+        history=history,
+        future=np.ascontiguousarray(states[:, first:]),
         future_valid=future_valid,
         record_valid=record_valid,
         edges=road_edges.road_edge_segments(polylines, planar=challenge.road_edges == "planar"),
@@ -184,9 +201,12 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
 
 def logged_features(scene: PreparedScene) -> Features:
     """The features of the log of a prepared scene, one sample."""
-    return _features(
-        scene, scene.future[None], np.arange(len(scene.object_ids)), scene.future_valid
-    )
+    columns = np.arange(len(scene.object_ids))
+    if scene.future_size is None:
+        return _features(scene, scene.future[None], scene.size, columns, scene.future_valid)
+    always = np.ones_like(scene.future_valid)
+    features = _features(scene, scene.future[None], scene.future_size[None], columns, always)
+    return replace(features, valid=scene.future_valid[None, :, : scene.n_evaluated].swapaxes(1, 2))
 
 
 def simulated_features(scene: PreparedScene, rollouts: Rollouts) -> Features:
@@ -194,10 +214,18 @@ def simulated_features(scene: PreparedScene, rollouts: Rollouts) -> Features:
 
     Raises:
         RolloutsError: the rollouts are of another scene, or their objects or steps do not match
-            the scene's.
+            the scene's, or scenario generation finds no sizes, or sizes that none can have.
     """
     columns = _columns(scene, rollouts)
-    return _features(scene, rollouts.states, columns, np.ones_like(scene.future_valid))
+    always = np.ones_like(scene.future_valid)
+    if not scene.challenge.whole_record:
+        return _features(scene, rollouts.states, scene.size, columns, always)
+    sizes = _simulated_sizes(scene, rollouts)
+    features = _features(scene, rollouts.states, sizes, columns, always)
+    if rollouts.object_types is None:
+        return features
+    # As the official code reports them. What is scored for vehicles alone asks for the log's types.
+    return replace(features, object_type=rollouts.object_types[:, columns[: scene.n_evaluated]])
 
 
 def compute_features(
@@ -237,16 +265,49 @@ def _columns(scene: PreparedScene, rollouts: Rollouts) -> Int64Array:
         raise RolloutsError(
             f"{rollouts.n_rollouts} rollouts of {rollouts.n_steps} steps",
             where=where,
-            mend=f"at least one rollout of {scene.challenge.n_steps} steps is needed",
+            mend=f"at least one rollout of {scene.challenge.n_steps} steps is needed"
+            + (", the whole record with its history" if scene.challenge.whole_record else ""),
         )
     order = np.argsort(rollouts.object_ids)
     return order[np.searchsorted(given, scene.object_ids)]
 
 
+def _simulated_sizes(scene: PreparedScene, rollouts: Rollouts) -> Float32Array:
+    """The sizes [R, N, T, 3] of the rollouts, if they are sizes."""
+    where = f"scenario {scene.scenario_id}"
+    sizes = rollouts.sizes
+    if sizes is None:
+        raise RolloutsError(
+            "no sizes, or not one for every step of every object",
+            where=where,
+            mend="scenario generation simulates length, width and height of every agent",
+        )
+    wrong = ~(np.isfinite(sizes) & (sizes >= 0)).all(axis=(0, 2, 3))
+    if wrong.any():
+        raise RolloutsError(
+            f"a size of object {some_ids(rollouts.object_ids[wrong].tolist())} is negative or not "
+            "finite",
+            where=where,
+        )
+    return sizes
+
+
 def _features(
-    scene: PreparedScene, states: Float32Array, columns: Int64Array, valid: BoolArray
+    scene: PreparedScene,
+    states: Float32Array,
+    sizes: Float32Array,
+    columns: Int64Array,
+    valid: BoolArray,
 ) -> Features:
-    """The features of `states` [R, N, T, 4], whose agents stand at `columns`; valid is [T, N]."""
+    """The features of one set of samples of the scene.
+
+    Args:
+        scene: the scene.
+        states: float32 [R, N, T, 4].
+        sizes: float32 [N, 3] in the metric's order; or [R, N, T, 3], in the order of `states`.
+        columns: int64 [N], where each agent stands in `states`.
+        valid: bool [T, N].
+    """
     challenge, n_evaluated = scene.challenge, scene.n_evaluated
     n_rollouts, n_agents, n_steps = states.shape[:3]
     x, y = np.empty((2, n_rollouts, _HISTORY + n_steps, n_agents), np.float32)
@@ -263,17 +324,20 @@ def _features(
     )
     differentiate(*evaluated, *motion)
 
-    displacement = np.empty((n_rollouts, n_evaluated), np.float32)
-    logged = np.ascontiguousarray(scene.future[:n_evaluated].transpose(2, 0, 1))
-    kinematics.displacement_errors(
-        *evaluated[:3],
-        *logged[:3],
-        scene.record_valid,
-        scene.record_valid.sum(axis=1).astype(np.float32),
-        displacement,
-    )
+    displacement = np.zeros((n_rollouts, n_evaluated), np.float32)
+    if not challenge.whole_record:
+        logged = np.ascontiguousarray(scene.future[:n_evaluated].transpose(2, 0, 1))
+        kinematics.displacement_errors(
+            *evaluated[:3],
+            *logged[:3],
+            scene.record_valid,
+            scene.record_valid.sum(axis=1).astype(np.float32),
+            displacement,
+        )
 
-    length, width, height = np.ascontiguousarray(scene.size.T)
+    if sizes.ndim == 4:
+        sizes = sizes[:, columns].swapaxes(1, 2)
+    length, width, height = np.ascontiguousarray(np.moveaxis(sizes, -1, 0))
     core_length, core_width, shrinking = nearest_object.shrunken_boxes(
         length, width, challenge.corner_rounding
     )
@@ -303,18 +367,21 @@ def _features(
         violations = np.zeros(shape, np.bool_)
         if scene.signals is not None:
             lanes = scene.signals
+            # A light is run between two steps: never at the first of the record.
+            first = max(n_steps - (lanes.stop.shape[1] - 1), 0)
+            crossings = np.empty((n_rollouts, n_evaluated, n_steps - first), np.bool_)
             red_lights.red_light_violations(
-                evaluated[0], evaluated[1], valid, lanes.start, lanes.delta, lanes.square,
+                evaluated[0], evaluated[1], valid[first:], lanes.start, lanes.delta, lanes.square,
                 lanes.lane_offsets, lanes.lane_low, lanes.lane_high, lanes.padded,
                 lanes.signal_lane, lanes.stop, lanes.stop_start, lanes.stop_delta,
-                lanes.stop_square, lanes.stop_projection, violations,
+                lanes.stop_square, lanes.stop_projection, crossings,
             )  # fmt: skip
+            violations[..., first:] = crossings
 
-    first = slice(None, n_evaluated)
     return Features(
-        object_id=scene.object_ids[first],
-        object_type=np.broadcast_to(scene.object_types[first], shape[:2]),
-        valid=np.broadcast_to(valid[:, first].T, shape),
+        object_id=scene.object_ids[:n_evaluated],
+        object_type=np.broadcast_to(scene.object_types[:n_evaluated], shape[:2]),
+        valid=np.broadcast_to(valid[:, :n_evaluated].T, shape),
         average_displacement_error=displacement,
         linear_speed=motion[0],
         linear_acceleration=motion[1],

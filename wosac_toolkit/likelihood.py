@@ -82,6 +82,8 @@ def count_simulation(
 ) -> dict[str, Tally]:
     """Component name -> int64 [R, E, B]: the steps of each rollout of each agent in each bin.
 
+    Of a pooled component, each agent has those of all agents: what its log is measured by.
+
     All simulated steps count, those too at which the log is invalid; but a collision, or leaving
     the road, or running a red light counts only where the log is valid. For a kernel density,
     float64 [R, E, T]: log-densities of the logged steps.
@@ -93,15 +95,21 @@ def count_simulation(
             happened = indications(getattr(simulated, PER_STEP[name]), logged.steps[name])
             tallies[name] = np.stack([~happened, happened], axis=2).astype(np.int64)
         elif isinstance(estimator, KernelDensity):
-            values = getattr(simulated, name)
-            tallies[name] = np.empty(values.shape, np.float64)
-            kernel_density.log_densities(
-                values, getattr(logged.features, name)[0], estimator.bandwidth, tallies[name]
-            )
+            values, at = getattr(simulated, name), getattr(logged.features, name)[0]
+            shape = values.shape
+            if component.pooled:
+                values, at = values.reshape(len(values), 1, -1), at.reshape(1, -1)
+            densities = np.empty(values.shape, np.float64)
+            kernel_density.log_densities(values, at, estimator.bandwidth, densities)
+            tallies[name] = densities.reshape(shape)
+            continue
         else:
             values = getattr(simulated, name)
             tallies[name] = np.empty((*values.shape[:2], estimator.n_bins), np.int64)
             histogram.count_simulated(values, estimator.edges(), tallies[name])
+        if component.pooled:
+            # In place: sums over a broadcast array run in another order.
+            tallies[name][:] = tallies[name].sum(axis=1, keepdims=True)
     return tallies
 
 

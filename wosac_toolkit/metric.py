@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import isfinite, nan
 
@@ -45,7 +46,7 @@ class AgentScores:
     """The E evaluated agents of a scene one by one.
 
     Attributes:
-        object_ids: int64 [E], sorted.
+        object_ids: int64 [E], sorted; in scenario generation in the record's order.
         object_types: int8 [E].
         log_likelihoods: component name -> float64 [E], mean over the agent's valid logged steps;
             NaN where it has none. Weighted by `n_valid_steps` their mean over agents is the
@@ -165,7 +166,9 @@ def score_scenario(
         scenario: the scene, with its logged future.
         rollouts: any number of joint rollouts of all its simulated agents; the challenges ask for
             32, which is not checked here.
-        challenge: the version of the metric, "2025", "2024" or "2023".
+        challenge: the version of the metric, "2025", "2024" or "2023"; or "scenario_gen_2025", the
+            metric of the Scenario Generation challenge, whose rollouts hold the whole record and
+            box sizes.
         threads: to spread the rollouts over; the score does not depend on it.
 
     Raises:
@@ -213,10 +216,9 @@ def gather_evidence(
     """The evidence of all rollouts, each thread taking its share of them; see `score_scenario`."""
     if threads == 1 or rollouts.n_rollouts == 1:
         return _evidence(scene, logged, rollouts)
-    shares = [
-        replace(rollouts, states=states)
-        for states in np.array_split(rollouts.states, min(threads, rollouts.n_rollouts))
-    ]
+    n_shares = min(threads, rollouts.n_rollouts)
+    ends = [rollouts.n_rollouts * i // n_shares for i in range(n_shares + 1)]
+    shares = [rollouts.between(*share) for share in itertools.pairwise(ends)]
     parts = list(
         kept_threads(threads, "rollouts").map(lambda share: _evidence(scene, logged, share), shares)
     )

@@ -483,6 +483,7 @@ def _score_task(rules: _Rules, task: _Task) -> _Scored | list[Finding]:
             rollouts,
             n_rollouts=rules.n_rollouts,
             n_steps=rules.challenge.n_steps,
+            whole_record=rules.challenge.whole_record,
             file=where,
         )
         if findings:

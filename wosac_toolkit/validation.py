@@ -2,8 +2,9 @@
 
 The rules are those of `validate_scenario_rollouts` in
 `waymo_open_dataset/utils/sim_agents/submission_specs.py` (rollout count, length, unknown and
-missing objects), and four on which it is silent: the scenario id must be the scene's own, no
-object may come twice, every value must be finite, and a scene has at least one rollout.
+missing objects), and five on which it is silent: the scenario id must be the scene's own, no
+object may come twice, every value must be finite, a scene has at least one rollout, and scenario
+generation gives every box a size.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Int64Array, Scenario
 
 _COORDINATES = ("x", "y", "z", "heading")
+_SIZES = ("length", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,8 @@ class Finding:
 
     Attributes:
         code: what kind of thing, for machines: `wrong_scenario`, `rollout_count`, `step_count`,
-            `unknown_object`, `missing_object`, `duplicate_object` or `non_finite` from
-            `check_rollouts`; further ones from `wosac_toolkit.scoring`.
+            `unknown_object`, `missing_object`, `duplicate_object`, `non_finite`, `no_sizes` or
+            `bad_size` from `check_rollouts`; further ones from `wosac_toolkit.scoring`.
         what: the same in plain words.
         scenario_id: the scene it is about.
         rollout: index of the rollout, None where it is about all of them.
@@ -59,6 +61,7 @@ def check_rollouts(
     *,
     n_rollouts: int | None = 32,
     n_steps: int = 80,
+    whole_record: bool = False,
     file: str = "",
 ) -> list[Finding]:
     """Everything that keeps `rollouts` from being scored against `scenario`.
@@ -68,6 +71,7 @@ def check_rollouts(
         rollouts: what a simulator made of it.
         n_rollouts: how many rollouts are expected; None takes any number but zero.
         n_steps: how many simulated steps are expected.
+        whole_record: they are rollouts of the Scenario Generation challenge, which need sizes.
         file: where the rollouts come from, for the findings.
 
     Returns:
@@ -77,9 +81,10 @@ def check_rollouts(
     return [
         Finding(code, what, scenario.scenario_id, rollout, object_id, file)
         for code, what, rollout, object_id in (
-            *_whole(scenario, rollouts, n_rollouts, n_steps),
+            *_whole(scenario, rollouts, n_rollouts, n_steps, whole_record),
             *_objects(scenario, rollouts.object_ids),
             *_values(rollouts),
+            *(_sizes(rollouts) if whole_record else ()),
         )
     ]
 
@@ -88,7 +93,11 @@ _Row = tuple[str, str, int | None, int | None]
 
 
 def _whole(
-    scenario: Scenario, rollouts: Rollouts, n_rollouts: int | None, n_steps: int
+    scenario: Scenario,
+    rollouts: Rollouts,
+    n_rollouts: int | None,
+    n_steps: int,
+    whole_record: bool,
 ) -> Iterator[_Row]:
     if rollouts.scenario_id != scenario.scenario_id:
         what = f"the rollouts are of another scenario, {rollouts.scenario_id!r}"
@@ -100,6 +109,10 @@ def _whole(
         yield "rollout_count", "no rollouts", None, None
     if rollouts.n_steps != n_steps:
         what = f"{rollouts.n_steps} steps where {n_steps} are expected"
+        if whole_record and rollouts.n_steps < n_steps:
+            what += " (scenario generation simulates the whole record, its history too)"
+        elif not whole_record and rollouts.sizes is not None:
+            what += " (rollouts with sizes: of --challenge scenario_gen_2025?)"
         yield "step_count", what, None, None
 
 
@@ -133,3 +146,22 @@ def _values(rollouts: Rollouts) -> Iterator[_Row]:
             f"the first: {_COORDINATES[coordinate]} is {value} at step {step}"
         )
         yield "non_finite", what, rollout, int(rollouts.object_ids[row])
+
+
+def _sizes(rollouts: Rollouts) -> Iterator[_Row]:
+    if rollouts.sizes is None:
+        what = (
+            "no sizes, or not one for every step of every object: scenario generation simulates "
+            "length, width and height"
+        )
+        yield "no_sizes", what, None, None
+        return
+    bad = ~(np.isfinite(rollouts.sizes) & (rollouts.sizes >= 0))
+    for row in np.flatnonzero(bad.any(axis=(0, 2, 3))):
+        rollout, step, axis = (int(i) for i in np.argwhere(bad[:, row])[0])
+        value = rollouts.sizes[rollout, row, step, axis]
+        what = (
+            f"{np.count_nonzero(bad[:, row])} of {bad[:, row].size} sizes are negative or not "
+            f"finite, the first: {_SIZES[axis]} is {value} at step {step}"
+        )
+        yield "bad_size", what, rollout, int(rollouts.object_ids[row])

@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from wosac_toolkit.baselines import simulate_baseline
-from wosac_toolkit.challenge import CHALLENGES
+from wosac_toolkit.challenge import CHALLENGES, SCENARIO_GEN
 from wosac_toolkit.io.npz import write_npz
 from wosac_toolkit.io.rollouts import load_rollouts
 from wosac_toolkit.io.scenarios import index_scenarios, read_scenario, write_scenarios
 from wosac_toolkit.io.submission import SubmissionMetadata, write_submission
 from wosac_toolkit.metric import score_scenario
+from wosac_toolkit.rollouts import Rollouts
+from wosac_toolkit.scenario import Scenario
 from wosac_toolkit.synthetic import generate_scenarios
 
 
@@ -32,6 +36,16 @@ def warm_up() -> None:
         for loaded in load_rollouts(folder):
             for challenge in CHALLENGES:
                 score_scenario(scenario, loaded, challenge)
+        score_scenario(scenario, _generated(scenario), SCENARIO_GEN)
+
+
+def _generated(scenario: Scenario) -> Rollouts:
+    """The log as a rollout of the Scenario Generation challenge."""
+    tracks, rows = scenario.tracks, scenario.sim_agents()
+    states = np.concatenate([tracks.position[rows], tracks.heading[rows, :, None]], axis=2)
+    return Rollouts(
+        scenario.scenario_id, tracks.object_ids[rows], states[None], sizes=tracks.size[None, rows]
+    )
 
 
 def cache_files() -> list[Path]:

@@ -4,8 +4,12 @@ Runs in the oracle's environment, not in ours: `make oracle` calls it once a cha
 the release of that year first on PYTHONPATH.
 
     python record.py 2024
+
+`scenario_gen_2025` is the sister challenge, which the release of 2025 scores too; of its bundles
+the features are recorded as well, in `<name>.features.npz`.
 """
 
+import dataclasses
 import gzip
 import json
 import os
@@ -29,16 +33,18 @@ from waymo_open_dataset.protos import (
 from waymo_open_dataset.wdl_limited.sim_agents_metrics import metrics
 
 HERE = Path(__file__).parent
+SCENARIO_GEN = "scenario_gen_2025"
 CONFIG = {
+    SCENARIO_GEN: "challenge_2025_scenario_gen_config.textproto",
     "2025": "challenge_2025_sim_agents_config.textproto",
     "2024": "challenge_2024_config.textproto",
     "2023": "challenge_config.textproto",
 }
 
 
-def read_scenarios() -> dict:
+def read_scenarios(folder: Path) -> dict:
     """Scenario id -> proto, of all records of scenes.tfrecord.gz."""
-    data, scenarios, position = gzip.decompress((HERE / "scenes.tfrecord.gz").read_bytes()), {}, 0
+    data, scenarios, position = gzip.decompress((folder / "scenes.tfrecord.gz").read_bytes()), {}, 0
     while position < len(data):
         (length,) = struct.unpack_from("<Q", data, position)
         scenario = scenario_pb2.Scenario.FromString(data[position + 12 : position + 12 + length])
@@ -47,22 +53,29 @@ def read_scenarios() -> dict:
     return scenarios
 
 
-def to_proto(scenario_id: str, object_ids: np.ndarray, states: np.ndarray):
-    """Rollouts [R, N, T, 4] as the official message."""
+def to_proto(bundle):
+    """Rollouts as the official message: states [R, N, T, 4] and what else the bundle has."""
     joint_scenes = []
-    for joint in states:
+    for r, joint in enumerate(bundle["states"]):
         trajectories = [
             sim_agents_submission_pb2.SimulatedTrajectory(
                 object_id=int(object_id), center_x=s[:, 0], center_y=s[:, 1], center_z=s[:, 2],
                 heading=s[:, 3],
             )
-            for object_id, s in zip(object_ids, joint, strict=True)
+            for object_id, s in zip(bundle["object_ids"], joint, strict=True)
         ]  # fmt: skip
+        if "sizes" in bundle:
+            sized = zip(trajectories, bundle["sizes"][r], bundle["object_types"][r], strict=True)
+            for trajectory, size, object_type in sized:
+                trajectory.length.extend(size[:, 0])
+                trajectory.width.extend(size[:, 1])
+                trajectory.height.extend(size[:, 2])
+                trajectory.object_type = int(object_type)
         joint_scenes.append(
             sim_agents_submission_pb2.JointScene(simulated_trajectories=trajectories)
         )
     return sim_agents_submission_pb2.ScenarioRollouts(
-        scenario_id=scenario_id, joint_scenes=joint_scenes
+        scenario_id=str(bundle["scenario_id"]), joint_scenes=joint_scenes
     )
 
 
@@ -70,19 +83,47 @@ def as_dict(message) -> dict:
     return {field.name: value for field, value in message.ListFields()}
 
 
+def score(year: str, config, scenario, rollouts, features_file: Path):
+    """The metrics of a bundle; of scenario generation the features go to `features_file`."""
+    if year != SCENARIO_GEN:
+        return metrics.compute_scenario_metrics_for_bundle(config, scenario, rollouts)
+    # Other releases have neither.
+    from waymo_open_dataset.utils.sim_agents import submission_specs
+    from waymo_open_dataset.wdl_limited.sim_agents_metrics import metric_features
+
+    challenge = submission_specs.ChallengeType.SCENARIO_GEN
+    for joint_scene in rollouts.joint_scenes:
+        submission_specs.validate_joint_scene(joint_scene, scenario, challenge)
+    log, sim = metric_features.compute_scenario_rollouts_features(scenario, rollouts, challenge)
+    np.savez_compressed(
+        features_file,
+        **{
+            f"{kind}.{field.name}": getattr(features, field.name).numpy()
+            for kind, features in (("log", log), ("sim", sim))
+            for field in dataclasses.fields(features)
+        },
+    )
+    return metrics.compute_scenario_metrics_for_features_bundle(
+        config, scenario.scenario_id, log, sim
+    )
+
+
 def main(year: str) -> None:
     config = text_format.Parse(
         (Path(metrics.__file__).parent / CONFIG[year]).read_text(),
         sim_agents_metrics_pb2.SimAgentMetricsConfig(),
     )
-    scenarios = read_scenarios()
-    for path in sorted(HERE.glob("*.npz")):
+    folder = HERE / "scenario_gen" if year == SCENARIO_GEN else HERE
+    scenarios = read_scenarios(folder)
+    for path in sorted(folder.glob("*.npz")):
+        if path.name.endswith(".features.npz"):
+            continue
         bundle = np.load(path)
         scenario_id = str(bundle["scenario_id"])
-        rollouts = to_proto(scenario_id, bundle["object_ids"], bundle["states"])
-        result = metrics.compute_scenario_metrics_for_bundle(
-            config, scenarios[scenario_id], rollouts
-        )
+        result = score(
+            year, config, scenarios[scenario_id], to_proto(bundle),
+            path.with_suffix(".features.npz"),
+        )  # fmt: skip
         buckets = metrics.aggregate_metrics_to_buckets(config, result)
         # A proto leaves out fields that were not set; a zero that was set is listed.
         recorded = {

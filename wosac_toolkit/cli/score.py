@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from wosac_toolkit.challenge import CHALLENGES
+from wosac_toolkit.challenge import ALL_CHALLENGES
 from wosac_toolkit.cli.help import Command
 from wosac_toolkit.cli.tables import FORMATS, summary_text
 from wosac_toolkit.errors import WosacError
@@ -19,6 +19,7 @@ from wosac_toolkit.errors import WosacError
     examples=(
         "wosac score rollouts/",
         "wosac score submission.tar.gz --scenarios womd/validation --out runs/smart --per-agent",
+        "wosac score generated/ --challenge scenario_gen_2025",
     ),
 )
 @click.argument("rollouts")
@@ -31,10 +32,11 @@ from wosac_toolkit.errors import WosacError
 )
 @click.option(
     "--challenge",
-    type=click.Choice(list(CHALLENGES)),
+    type=click.Choice(list(ALL_CHALLENGES)),
     default="2025",
     show_default=True,
-    help="Version of the metric.",
+    help="Version of the metric; scenario_gen_2025 is that of the Scenario Generation challenge, "
+    "whose rollouts hold whole records of 91 steps and box sizes.",
 )
 @click.option(
     "--out",

@@ -1,8 +1,10 @@
 """Rollouts as NumPy archives: one `<scenario_id>.npz` a scenario.
 
 Members: `object_ids` [N], any integer type; `states` [R, N, T, 4], float16, float32 or float64, as
-x, y, z (m), heading (rad) in the scenario's global frame; optionally `scenario_id`, a text that
-must be the name of the file. Other members are left unread. Nothing in such a file is ever
+x, y, z (m), heading (rad) in the scenario's global frame; of scenario generation also `sizes`
+[R, N, T, 3] of the same types, length, width, height (m), and optionally `object_types` [R, N], any
+integer type; optionally `scenario_id`, a text that must be the name of the file. Other members are
+left unread. Nothing in such a file is ever
 unpickled. What the header of an array claims is held against the size of its member, and that
 against what the file can hold, before memory is reserved.
 """
@@ -43,8 +45,7 @@ def read_npz(path: str | os.PathLike[str]) -> Rollouts:
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = {
-                name: _read_member(archive, name, kinds, path)
-                for name, kinds in (("object_ids", "iu"), ("states", "f"), ("scenario_id", "US"))
+                name: _read_member(archive, name, kinds, path) for name, kinds in _MEMBERS.items()
             }
     except WosacError:
         raise
@@ -64,7 +65,9 @@ def read_npz(path: str | os.PathLike[str]) -> Rollouts:
             mend="name the file after its scenario",
         )
     with np.errstate(over="ignore"):
-        return Rollouts(path.stem, ids, states)
+        return Rollouts(
+            path.stem, ids, states, sizes=arrays["sizes"], object_types=arrays["object_types"]
+        )
 
 
 def write_npz(directory: str | os.PathLike[str], rollouts: Rollouts) -> Path:
@@ -74,13 +77,15 @@ def write_npz(directory: str | os.PathLike[str], rollouts: Rollouts) -> Path:
         RolloutsError: the scenario id cannot be the name of a file.
     """
     path = scenario_file(Path(directory), rollouts.scenario_id, ".npz")
+    arrays: dict[str, Any] = {
+        "object_ids": rollouts.object_ids,
+        "states": rollouts.states,
+        "sizes": rollouts.sizes,
+        "object_types": rollouts.object_types,
+        "scenario_id": np.array(rollouts.scenario_id),
+    }
     with atomic_write(path) as stream:
-        np.savez(
-            stream,
-            object_ids=rollouts.object_ids,
-            states=rollouts.states,
-            scenario_id=np.array(rollouts.scenario_id),
-        )
+        np.savez(stream, **{name: array for name, array in arrays.items() if array is not None})
     return path
 
 
@@ -142,6 +147,13 @@ _ZIP_ERRORS = (
     RuntimeError,
     ValueError,
 )
+_MEMBERS = {
+    "object_ids": "iu",
+    "states": "f",
+    "sizes": "f",
+    "object_types": "iu",
+    "scenario_id": "US",
+}
 _KINDS = {"iu": "integers", "f": "float32", "US": "a text"}
 
 

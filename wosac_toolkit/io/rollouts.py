@@ -291,7 +291,11 @@ def _index(file: Path) -> Iterator[RolloutsRef]:
 
 
 def _checked(message: bytes, scenario_id: str, where: str) -> Rollouts:
+    # Imported here: whoever only looks for files needs no kernels.
+    from wosac_toolkit.io.scenario_gen import with_boxes
+
     rollouts = submission.decode_scenario_rollouts(message, where=where)
+    rollouts = with_boxes(rollouts, message, where=where)
     if rollouts.scenario_id != scenario_id:
         raise RolloutsError(
             f"holds scenario {rollouts.scenario_id!r}, not {scenario_id!r}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wosac_toolkit.kernels.float32 import HALF, sin_cos
 from wosac_toolkit.kernels.jit import inlined, kernel
+from wosac_toolkit.kernels.layout import at_step
 from wosac_toolkit.scenario import Float32Array
 
 
@@ -44,7 +45,7 @@ def box_corners(
     Args:
         x, y: float32 [R, H + T, N]; the H steps of history are not used.
         heading: float32 [R, T, N].
-        length, width: float32 [N], in metres.
+        length, width: float32 [N], or [R, T, N] where they change, in metres.
         corners: float32 [R, T, M, 8], written: four x, then four y.
     """
     n_rollouts, n_steps, n_agents = corners.shape[:3]
@@ -52,7 +53,8 @@ def box_corners(
     for r in range(n_rollouts):
         for t in range(n_steps):
             s = n_history + t
+            long, wide = at_step(length, r, t), at_step(width, r, t)
             for n in range(n_agents):
                 write_corners(
-                    x[r, s, n], y[r, s, n], heading[r, t, n], length[n], width[n], corners[r, t, n]
+                    x[r, s, n], y[r, s, n], heading[r, t, n], long[n], wide[n], corners[r, t, n]
                 )

@@ -6,7 +6,8 @@ process. Never `fastmath`: the score is a contract on rounding, NaN and the orde
 without it LLVM neither reorders nor fuses float operations.
 
 A cached kernel does not notice an edit in *another* file, so what a kernel calls lives in its own
-file or in `float32.py` or `io/wire_kernels.py`, whose edits need `wosac warmup --clear`.
+file or in `float32.py`, `layout.py` or `io/wire_kernels.py`, whose edits need
+`wosac warmup --clear`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from wosac_toolkit.kernels.jit import kernel
+from wosac_toolkit.kernels.jit import inlined, kernel
 from wosac_toolkit.scenario import Float32Array, Int64Array
+
+
+@inlined
+def at_step(sizes: Float32Array, r: int, t: int) -> Float32Array:
+    """The sizes [N] at step `t` of rollout `r`.
+
+    Args:
+        sizes: float32 [N] where they do not change, or [R, T, N]. Numba compiles one of the two
+            branches for each.
+        r, t: rollout and step.
+    """
+    if sizes.ndim == 1:
+        return sizes
+    return sizes[r, t]
 
 
 @kernel

@@ -16,6 +16,7 @@ import numpy as np
 from wosac_toolkit.kernels.boxes import write_corners
 from wosac_toolkit.kernels.float32 import EXTREMELY_LARGE_DISTANCE, ONE, TWO, ZERO
 from wosac_toolkit.kernels.jit import inlined, kernel
+from wosac_toolkit.kernels.layout import at_step
 from wosac_toolkit.scenario import BoolArray, Float32Array
 
 _INFINITY = np.float32(np.inf)
@@ -27,10 +28,10 @@ _INFINITY_BITS = _INFINITY.view(np.int32)
 def shrunken_boxes(
     length: Float32Array, width: Float32Array, corner_rounding: float
 ) -> tuple[Float32Array, Float32Array, Float32Array]:
-    """Length, width and shrinking distance [N] of the cores whose outset are the rounded boxes.
+    """Length, width and shrinking distance of the cores whose outset are the rounded boxes.
 
     Args:
-        length, width: float32 [N].
+        length, width: float32 of any shape, which is that of the results.
         corner_rounding: 0 for sharp corners to 1 for capsules.
     """
     shrinking = np.minimum(length, width) * np.float32(corner_rounding) / TWO
@@ -110,13 +111,14 @@ def nearest_object_distances(
     Args:
         x, y: float32 [R, H + T, N], centres; the H steps of history are not used.
         heading: float32 [R, T, N].
-        core_length, core_width, shrinking: float32 [N], see `shrunken_boxes`.
-        radius: float32 [N], of a circle about the box.
+        core_length, core_width, shrinking: float32 [N], or [R, T, N] where they change; see
+            `shrunken_boxes`.
+        radius: float32 of the same shape, of a circle about the box.
         valid: bool [T, N].
         distances: float32 [R, E, T], written; 1e10 where the agent or all others are invalid.
     """
     n_rollouts, n_evaluated, n_steps = distances.shape
-    n_agents = len(radius)
+    n_agents = x.shape[2]
     n_history = x.shape[1] - n_steps
     bound = np.empty(n_agents, np.float32)
     neighbour = np.zeros(n_evaluated, np.int64)
@@ -125,19 +127,21 @@ def nearest_object_distances(
     for r in range(n_rollouts):
         for t in range(n_steps):
             s = n_history + t
+            long, wide = at_step(core_length, r, t), at_step(core_width, r, t)
+            shrunk, circle = at_step(shrinking, r, t), at_step(radius, r, t)
             for e in range(n_evaluated):
                 if not valid[t, e]:
                     distances[r, e, t] = EXTREMELY_LARGE_DISTANCE
                     continue
                 cx, cy = x[r, s, e], y[r, s, e]
                 # Corners are rounded in the global frame, and so can lie closer than the circles.
-                reach = radius[e] + _ROUNDING_M + _ROUNDING_RATIO * max(abs(cx), abs(cy))
+                reach = circle[e] + _ROUNDING_M + _ROUNDING_RATIO * max(abs(cx), abs(cy))
                 for n in range(n_agents):
                     dx, dy = x[r, s, n] - cx, y[r, s, n] - cy
-                    gap = np.sqrt(dx * dx + dy * dy) - (reach + radius[n])
+                    gap = np.sqrt(dx * dx + dy * dy) - (reach + circle[n])
                     bound[n] = gap if valid[t, n] else _INFINITY
                 bound[e] = _INFINITY
-                write_corners(cx, cy, heading[r, t, e], core_length[e], core_width[e], own)
+                write_corners(cx, cy, heading[r, t, e], long[e], wide[e], own)
                 best = EXTREMELY_LARGE_DISTANCE
                 # The last step's neighbour first, then the others in turn.
                 for k in range(-1, n_agents):
@@ -145,11 +149,10 @@ def nearest_object_distances(
                     if bound[n] < best:
                         bound[n] = _INFINITY
                         write_corners(
-                            x[r, s, n], y[r, s, n], heading[r, t, n], core_length[n],
-                            core_width[n], other,
-                        )  # fmt: skip
+                            x[r, s, n], y[r, s, n], heading[r, t, n], long[n], wide[n], other
+                        )
                         d = core_distance(own, other, px, py)
-                        d = d - shrinking[e] - shrinking[n]
+                        d = d - shrunk[e] - shrunk[n]
                         if d < best:
                             best = d
                             neighbour[e] = n

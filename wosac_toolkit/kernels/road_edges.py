@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from wosac_toolkit.kernels.float32 import EXTREMELY_LARGE_DISTANCE, ONE, ZERO
 from wosac_toolkit.kernels.jit import inlined, kernel
+from wosac_toolkit.kernels.layout import at_step
 from wosac_toolkit.scenario import BoolArray, Float32Array, Int64Array
 
 Int32Array = npt.NDArray[np.int32]
@@ -290,7 +291,7 @@ def _find_cells(
     for a in range(n_agents):
         for r in range(n_rollouts):
             for t in range(n_steps):
-                bottom = -half_height[a] + z[r, a, n_history + t]
+                bottom = -at_step(half_height, r, t)[a] + z[r, a, n_history + t]
                 for k in range(4):
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
                     cell_of[r, t, a, k] = -1
@@ -498,11 +499,16 @@ def _signed_distances(
                 if not valid[t, a]:
                     distances[r, a, t] = -EXTREMELY_LARGE_DISTANCE
                     continue
-                if t > 0 and valid[t - 1, a] and _stands(corners, z, r, t, a, n_history + t):
+                if (
+                    t > 0
+                    and valid[t - 1, a]
+                    and at_step(half_height, r, t)[a] == at_step(half_height, r, t - 1)[a]
+                    and _stands(corners, z, r, t, a, n_history + t)
+                ):
                     distances[r, a, t] = distances[r, a, t - 1]
                     continue
                 worst = -_INFINITY
-                bottom = -half_height[a] + z[r, a, n_history + t]
+                bottom = -at_step(half_height, r, t)[a] + z[r, a, n_history + t]
                 for k in range(4):
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
                     c = cell_of[r, t, a, k]
@@ -550,7 +556,7 @@ def road_edge_distances(
     Args:
         corners: float32 [R, T, E, 8], four x then four y, of the full boxes.
         z: float32 [R, E, H + T], heights of the centres; the H steps of history are not used.
-        half_height: float32 [N], of the boxes.
+        half_height: float32 [N], or [R, T, N] where it changes, of the boxes.
         valid: bool [T, N].
         edges: the road edges.
         distances: float32 [R, E, T], written; -1e10 where invalid.

@@ -14,6 +14,7 @@ import numpy as np
 from wosac_toolkit.kernels.float32 import EXTREMELY_LARGE_DISTANCE, TWO, ZERO, sin_cos
 from wosac_toolkit.kernels.jit import inlined, kernel
 from wosac_toolkit.kernels.kinematics import STEP_SECONDS
+from wosac_toolkit.kernels.layout import at_step
 from wosac_toolkit.scenario import BoolArray, Float32Array
 
 MAXIMUM_TIME_TO_COLLISION = np.float32(5.0)
@@ -55,9 +56,10 @@ def times_to_collision(
     validity does not matter, only the other's.
 
     Args:
-        x, y: float32 [R, 2 + T, N], the last two logged steps and T simulated ones.
+        x, y: float32 [R, 2 + T, N], the last two logged steps and T simulated ones; NaN where
+            there is no logged step, and then the first speed is NaN too.
         heading: float32 [R, T, N].
-        length, width: float32 [N].
+        length, width: float32 [N], or [R, T, N] where they change; not negative.
         valid: bool [T, N].
         lead: steps that speeds look ahead: 1 for central differences, 0 for those to the last step.
         times: float32 [R, E, T], written, in seconds.
@@ -67,11 +69,13 @@ def times_to_collision(
     front_gap = np.empty(n_agents, np.float32)
     side_gap = np.empty(n_agents, np.float32)
     candidates = np.empty(n_agents, np.int64)
-    half_length, half_width = length / TWO, width / TWO
+    half_lengths, half_widths = length / TWO, width / TWO
     # More than a corner can lie off the centre in any direction; a bound, so rounding up is safe.
-    reach = half_length + half_width + np.float32(1e-3)
+    reaches = half_lengths + half_widths + np.float32(1e-3)
     for r in range(n_rollouts):
         for t in range(n_steps):
+            half_length, half_width = at_step(half_lengths, r, t), at_step(half_widths, r, t)
+            reach = at_step(reaches, r, t)
             for e in range(n_evaluated):
                 yaw = heading[r, t, e]
                 sine, cosine = sin_cos(-yaw)
