@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +26,18 @@ pytest.importorskip("safetensors")
 from click.testing import CliRunner, Result  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
+from training_fixtures import (  # noqa: E402
+    Crash,
+    Data,
+    arcs,
+    assert_same_run,
+    crash,
+    cropped,
+    lines_of,
+    make_data,
+    newest,
+    stop,
+)
 
 from smart_r1.batching import SceneBatch, collate, scene_rng, trained_agents  # noqa: E402
 from smart_r1.cache import SceneCache, prepare_dataset  # noqa: E402
@@ -36,7 +46,7 @@ from smart_r1.model.checkpoint import load_model  # noqa: E402
 from smart_r1.model.config import CONFIGS  # noqa: E402
 from smart_r1.model.smart import SMART  # noqa: E402
 from smart_r1.objectives import next_token_loss, next_token_targets  # noqa: E402
-from smart_r1.tokens.vocabulary import CLASS_SIZE, Vocabulary, save_vocabulary  # noqa: E402
+from smart_r1.tokens.vocabulary import Vocabulary, save_vocabulary  # noqa: E402
 from smart_r1.train import imitation, validation  # noqa: E402
 from smart_r1.train import pretrain as pretraining  # noqa: E402
 from smart_r1.train.config import differences, load_config, to_yaml  # noqa: E402
@@ -64,7 +74,7 @@ from smart_r1.train.step import (  # noqa: E402
 )
 from wosac_toolkit.errors import FormatError, WosacError  # noqa: E402
 from wosac_toolkit.io.scenarios import write_scenarios  # noqa: E402
-from wosac_toolkit.scenario import Scenario, Tracks  # noqa: E402
+from wosac_toolkit.scenario import Scenario  # noqa: E402
 from wosac_toolkit.synthetic import generate_scenarios  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -72,75 +82,10 @@ ALONE = Ranks(0, 1, CPU)
 N_SCENES = 8
 
 
-# --------------------------------------------------------------------------------------------------
-# Small data
-
-
-def cropped(scenario: Scenario, n_agents: int, radius: float) -> Scenario:
-    """The agents nearest to the SDC, and the map within some metres of it."""
-    tracks, road_map = scenario.tracks, scenario.road_map
-    here = tracks.position[scenario.sdc_track_index, 10, :2]
-    away = np.linalg.norm(tracks.position[:, 10, :2] - here, axis=1)
-    rows = np.argsort(np.where(tracks.valid[:, 10], away, np.inf), kind="stable")[:n_agents]
-    near = np.linalg.norm(road_map.points[:, :2] - here, axis=1) < radius
-    counts = [near[a:b].sum() for a, b in itertools.pairwise(road_map.point_offsets)]
-    return dataclasses.replace(
-        scenario,
-        sdc_track_index=0,
-        tracks=Tracks(*(getattr(tracks, f.name)[rows] for f in dataclasses.fields(Tracks))),
-        tracks_to_predict=np.array([1]),
-        difficulties=np.zeros(1, np.int8),
-        objects_of_interest=np.zeros(0, np.int64),
-        road_map=dataclasses.replace(
-            road_map,
-            points=road_map.points[near],
-            point_offsets=np.cumsum([0, *counts]).astype(np.int64),
-        ),
-    )
-
-
-def arcs() -> Vocabulary:
-    """50 arcs a class, from standing still to fast, from right to left."""
-    motion = []
-    corners = np.array([[0.5, 0.5], [0.5, -0.5], [-0.5, -0.5], [-0.5, 0.5]])
-    along = np.linspace(0, 1, 6)[:, None]
-    for size, fastest, sharpest in zip(CLASS_SIZE, (10, 1.5, 4), (0.3, 1, 0.6), strict=True):
-        length, turn = np.meshgrid(
-            np.linspace(0, fastest, 10), np.linspace(-sharpest, sharpest, 5), indexing="ij"
-        )
-        heading = along * turn.ravel()
-        centre = (along * length.ravel())[..., None] * np.stack(
-            [np.cos(heading / 2), np.sin(heading / 2)], -1
-        )
-        cos, sin = np.cos(heading)[..., None], np.sin(heading)[..., None]
-        x, y = (corners * size).T
-        box = np.stack([cos * x - sin * y, sin * x + cos * y], -1) + centre[:, :, None]
-        motion.append(box.swapaxes(0, 1))
-    at = np.linspace(0, 5, 11) * np.ones((8, 1))
-    bend = at * np.linspace(-0.1, 0.1, 8)[:, None] / 2
-    curves = np.stack([at * np.cos(bend), at * np.sin(bend)], -1)
-    return Vocabulary(np.stack(motion).astype(np.float32), curves.astype(np.float32))
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where the small scenes, their cache, and the vocabulary are."""
-
-    scenarios: Path
-    cache: Path
-    vocabulary: Path
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Eight synthetic scenes of two agents each."""
-    folder = tmp_path_factory.mktemp("training")
-    found = Data(folder / "scenarios", folder / "cache", folder / "arcs.safetensors")
-    scenes = [cropped(scene, 2, 10.0) for scene in generate_scenarios(N_SCENES, seed=0)]
-    write_scenarios(found.scenarios, scenes, 1)
-    assert not prepare_dataset(str(found.scenarios), found.cache, workers=1).findings
-    save_vocabulary(found.vocabulary, arcs())
-    return found
+    return make_data(tmp_path_factory.mktemp("training"), N_SCENES)
 
 
 @pytest.fixture
@@ -588,10 +533,6 @@ def test_numbers_that_are_not_finite_stop_the_step_and_name_the_scenes(
 # Runs
 
 
-class Crash(Exception):
-    """Ends a run as a kill would."""
-
-
 def disturb(monkeypatch: pytest.MonkeyPatch, at: int, how: Callable[[], None]) -> None:
     """Do something when the objective is computed for the `at`-th time."""
     make = next_token_objective
@@ -610,35 +551,8 @@ def disturb(monkeypatch: pytest.MonkeyPatch, at: int, how: Callable[[], None]) -
     monkeypatch.setattr(pretraining, "next_token_objective", disturbed)
 
 
-def crash() -> None:
-    raise Crash
-
-
-def stop() -> None:
-    signal.raise_signal(signal.SIGTERM)
-
-
 def run(config: PretrainConfig, out: Path) -> Outcome:
     return pretrain(config, out, device="cpu")
-
-
-def lines_of(out: Path) -> list[dict[str, Any]]:
-    """The log, without the times."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(out)]
-
-
-def newest(out: Path) -> Path:
-    return sorted((out / "checkpoints").iterdir())[-1]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Bit for bit."""
-    assert lines_of(one) == lines_of(other)
-    for name in ("model.safetensors", "trainer.safetensors", "trainer.json"):
-        assert (newest(one) / name).read_bytes() == (newest(other) / name).read_bytes(), name
-    for folder in ("final", "best"):
-        model = (one / folder / "model.safetensors").read_bytes()
-        assert (other / folder / "model.safetensors").read_bytes() == model
 
 
 # Everything that is drawn or remembered: dropout, noise of the tokens, a moving average.

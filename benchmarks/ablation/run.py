@@ -109,9 +109,7 @@ def train(ablation: Ablation, job: Job) -> Job:
         before = folder.parent / "run" / "final"
     stage = dict(ablation.settings["stages"][job.stages[-1]])
     kind = stage.pop("kind")
-    given = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in flat(stage)
-    ]
+    given = [f"{key}={json.dumps(value)}" for key, value in flat(stage)]
     # The second of two stages of a kind draws anew.
     given += [f"begins_with={before}", f"seed={10 * job.seed + len(job.stages)}"]
     if kind == "sft":

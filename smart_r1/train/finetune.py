@@ -32,7 +32,7 @@ from smart_r1.train.step import autocast, follow_gradient
 from smart_r1.train.validation import ClosedLoopConfig, closed_loop_validation
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.io.scenarios import index_scenarios
-from wosac_toolkit.reward import get_reward
+from wosac_toolkit.reward import SceneReward, get_reward
 
 if TYPE_CHECKING:
     from smart_r1.train.interrupt import StopRequest
@@ -149,7 +149,7 @@ def finetune(
                     average_decay=config.average_decay,
                 )
                 # However many updates, it is one step of the run.
-                state.progress = dataclasses.replace(state.progress, step=step + 1)
+                state.progress = dataclasses.replace(state.progress, step=step)
                 return norm
 
             learned = policy_step(
@@ -162,6 +162,7 @@ def finetune(
                 follow=follow,
             )
             state.memory = learned.memory
+            state.progress = dataclasses.replace(state.progress, step=step + 1)
             stop = any(gathered(ranks, bool(run.stop)))
             return Done(learned.values, f"reward {learned.values['reward']:.3f}", stop)
 
@@ -174,7 +175,14 @@ def finetune(
 
 
 def _reward(config: FinetuneConfig) -> Reward:
+    credit = config.policy.credit
     if ":" in config.reward:
-        return get_reward(config.reward)
-    options: dict[str, Any] = {"credit": config.policy.credit, "workers": config.reward_threads}
+        reward = get_reward(config.reward)
+        if isinstance(reward, SceneReward) and reward.credit != credit:
+            raise WosacError(
+                f"policy.credit is {credit}, but the reward {config.reward} has {reward.credit}",
+                mend=f"policy.credit={reward.credit}",
+            )
+        return reward
+    options: dict[str, Any] = {"credit": credit, "workers": config.reward_threads}
     return get_reward(config.reward, challenge=config.challenge, **options)

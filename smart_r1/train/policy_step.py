@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from smart_r1.policy_objectives import (
     KL_ESTIMATORS,
     TARGET_KL,
     LossSum,
+    Pairs,
     action_log_probability,
     adapted_beta,
     advantage_of_agents,
@@ -59,8 +61,10 @@ from wosac_toolkit.reward import Credit
 if TYPE_CHECKING:
     from smart_r1.batching import SceneBatch
     from smart_r1.model.smart import SMART
-    from smart_r1.tokens.motion import MotionTokens
     from wosac_toolkit.reward import Reward, Rewards
+    from wosac_toolkit.scenario import Int64Array
+
+Item = TypeVar("Item")
 
 Algo = Literal["mpo", "mloo", "reinforce", "grpo", "ppo", "dpo"]
 Kl = Literal["k2", "k3", "exact"]
@@ -120,8 +124,29 @@ class PolicyConfig:
                 f"mloo has no baseline but that of the credit, which {self.credit} has not",
                 mend="policy.credit=leave_one_out or agent",
             )
-        if self.n_rollouts < 2 and self.credit in ("leave_one_out", "agent"):
-            raise WosacError(f"the credit {self.credit} needs policy.n_rollouts of 2 or more")
+        if self.n_rollouts < 2 and (
+            self.algo not in ("mpo", "reinforce") or self.credit in ("leave_one_out", "agent")
+        ):
+            told = f"{self.algo} with the credit {self.credit}" if self.credit else self.algo
+            raise WosacError(f"{told} compares rollouts: policy.n_rollouts must be at least 2")
+        if self.algo in ("mpo", "mloo", "reinforce") and (self.updates or 1) > 1:
+            raise WosacError(
+                f"{self.algo} learns from rollouts of the policy as it is: once, not "
+                f"{self.updates} times",
+                mend="policy.updates=1, or policy.algo=ppo or grpo",
+            )
+        if self.algo in ("reinforce", "ppo") and self.beta:
+            raise WosacError(
+                f"{self.algo} has no KL in its loss",
+                mend="policy.beta=0, or policy.algo=mpo, mloo or grpo",
+            )
+        if self.algo in ("reinforce", "ppo", "dpo") and self.target_kl:
+            raise WosacError(
+                f"{self.algo} has no weight of a KL to adapt",
+                mend="policy.target_kl=0, or policy.algo=mpo, mloo or grpo",
+            )
+        if self.algo == "dpo" and self.beta == 0:
+            raise WosacError("dpo learns nothing where policy.beta is 0")
 
 
 class Method(NamedTuple):
@@ -215,92 +240,65 @@ def policy_step(
 
     Raises:
         NonFiniteError: the loss is not finite, or what `follow` raises.
+        WosacError: the reward is not of the form that the credit asks for.
     """
     config, ranks, clock = lesson.config, lesson.ranks, _Clock()
-    lesson.model.eval()  # So that what is learned from is what was done: no dropout.
-    with clock.of("rollout"):
-        gained = [
-            gain_experience(
-                lesson.model,
-                part,
-                lesson.reward,
-                n_rollouts=config.n_rollouts,
-                sampling=Sampling(config.top_k, config.temperature),
-                seed=seed,
-                context=lesson.context,
-            )
-            for part in loaded.parts
-        ]
     assert config.beta is not None
     assert config.updates is not None
     beta = memory.get("beta", config.beta)
-    lessons = [_Judge(experience, config, memory, clock) for experience in gained]
-    for update in range(config.updates):
-        lesson.optimizer.zero_grad()
-        totals = torch.zeros(len(_TOTALS), dtype=torch.float64, device=ranks.device)
+    lesson.model.eval()  # So that what is learned from is what was done: no dropout.
+    with clock.of("rollout"):
+        attempts = [
+            _Attempt(
+                gain_experience(
+                    lesson.model,
+                    part,
+                    lesson.reward,
+                    n_rollouts=config.n_rollouts,
+                    sampling=Sampling(config.top_k, config.temperature),
+                    seed=seed,
+                    context=lesson.context,
+                ),
+                config,
+                memory,
+                clock,
+            )
+            for part in loaded.parts
+        ]
+    updates = []
+    for number in range(config.updates):
         with clock.of("update"):
-            for judge in lessons:
-                for loss, sums in _losses(lesson, judge, beta, measure and update == 0):
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    totals += sums
-            add_up(ranks, [totals])
-            found = dict(zip(_TOTALS, totals.tolist(), strict=True))
-            _require_finite(found["loss"], [e.batch for e in gained], ranks)
-            for gradient in add_up_gradients(ranks, parameters_of(lesson.optimizer)):
-                gradient /= max(found["terms"], 1)
-            norm = follow()
-        if update == 0:
-            first = found
-    kl = found["kl"] / found["actions"] if found["actions"] else math.nan
-    reports = gathered(ranks, [judge.report() for judge in lessons])
-    rows = sorted((row for some in reports for part in some for row in part.scenes), key=_name)
-    changed = {k: v for some in reports for part in some for k, v in part.baselines.items()}
-    refused = sorted({name for names in gathered(ranks, [*loaded.refused]) for name in names})
+            found = _mean_gradient(lesson, attempts, beta, measure and number == 0)
+            updates.append({**found, "gradient_norm": follow()})
+    first, last = updates[0], updates[-1]
+    verdicts = [attempt.verdict for attempt in attempts]
+    scenes = _of_all(ranks, [scene for v in verdicts for scene in v.scenes])
+    scenes.sort(key=lambda scene: scene.name)
+    changed = dict(_of_all(ranks, [item for v in verdicts for item in v.baselines.items()]))
+    refused = sorted(_of_all(ranks, list(loaded.refused)))
     values: dict[str, float | list[str]] = {
-        "reward": _mean([row.set_value for row in rows]),
-        **_of_rewards(rows),
-        "loss": _ratio(found["loss"], found["terms"]),
-        "kl": kl,
+        **_of_rewards(scenes),
+        "loss": _ratio(last["loss"], last["terms"]),
+        "kl": _ratio(last["kl"], last["actions"]),
         "beta": beta,
-        "clip_fraction": _ratio(found["clipped"], found["terms"]),
-        "policy_shift": _ratio(found["shift"], found["actions"]),
-        "actions": int(found["actions"]),
-        "gradient_norm": norm,
+        "clip_fraction": _ratio(last["clipped"], last["terms"]),
+        "policy_shift": _ratio(last["shift"], last["actions"]),
+        "actions": int(last["actions"]),
+        "gradient_norm": last["gradient_norm"],
         **{f"seconds/{name}": seconds for name, seconds in clock.seconds.items()},
     }
     if measure:
         values["entropy"] = _ratio(first["entropy"], first["actions"])
-        values["recomputed"] = max(
-            gathered(ranks, max([judge.recomputed for judge in lessons], default=0.0))
-        )
-    if refused or any(row.why_not for row in rows):
-        values["not_rewarded"] = refused + [row.name for row in rows if row.why_not]
-    return Learned(values, _next(memory, config, beta, kl, changed, rows))
-
-
-def _next(
-    memory: Mapping[str, Any],
-    config: PolicyConfig,
-    beta: float,
-    kl: float,
-    changed: Mapping[str, float],
-    rows: Sequence[_Scene],
-) -> dict[str, Any]:
-    """What the next step is given."""
+        values["recomputed"] = first["recomputed"]
+    if not_rewarded := refused + [scene.name for scene in scenes if not scene.known]:
+        values["not_rewarded"] = not_rewarded
     after = dict(memory)
     if config.target_kl:
+        kl = _ratio(last["kl"], last["actions"])
         after["beta"] = adapted_beta(beta, kl, target=config.target_kl)
     if config.alpha is None:
         after["baselines"] = {**memory.get("baselines", {}), **changed}
-        mean = _mean([row.mean for row in rows])
-        before = memory.get("mean_reward", mean)
-        if math.isfinite(mean):
-            after["mean_reward"] = 0.9 * before + 0.1 * mean
-    return after
-
-
-# --------------------------------------------------------------------------------------------------
-# What rollouts are worth
+    return Learned(values, after)
 
 
 class _Clock:
@@ -319,37 +317,51 @@ class _Clock:
         self.seconds[name] += time.monotonic() - began
 
 
+# --------------------------------------------------------------------------------------------------
+# What rollouts are worth
+
+
 class _Scene(NamedTuple):
-    """What the log is told of a scene."""
+    """What the log is told of a scene; `known` is whether it has a reward.
+
+    `value` is the reward of all its rollouts together, `mean` and `spread` are of those of each.
+    """
 
     name: str
-    set_value: float
+    known: bool
+    value: float
     mean: float
     spread: float
-    advantages: tuple[float, ...]
+    advantages: Sequence[float]
     components: Mapping[str, float]
-    why_not: str
 
 
-def _name(scene: _Scene) -> str:
-    return scene.name
+class _Verdict(NamedTuple):
+    """What the rollouts of a part are worth.
 
+    Attributes:
+        advantage: [R, A, 1].
+        mask: bool [R, A, 16], the actions that count.
+        pairs: which rollouts of a scene are better than others.
+        scenes: for the log.
+        baselines: new ones, by scenario id.
+    """
 
-class _Report(NamedTuple):
+    advantage: Tensor
+    mask: Tensor
+    pairs: Pairs
     scenes: Sequence[_Scene]
     baselines: Mapping[str, float]
 
 
-class _Judge:
-    """An experience with what it is worth, which is waited for when first needed.
+class _Attempt:
+    """Experience from which is learned.
 
     Attributes:
         experience: what was done.
         scene: long [A], the scene of each agent.
-        recomputed: greatest difference so far between the log-probabilities of the tokens when they
-            were drawn and as computed anew.
-        reference: [R, A, 16], log-probabilities of the reference, once they are known.
-        old: [R, A, 16], those of the policy at the first update.
+        reference: log-probabilities of the reference for each portion that was learned from.
+        old: likewise those of the policy at the first update.
     """
 
     def __init__(
@@ -359,36 +371,20 @@ class _Judge:
         memory: Mapping[str, Any],
         clock: _Clock,
     ) -> None:
-        self.experience, self._config, self._memory = experience, config, memory
-        self._clock = clock
-        counts = experience.batch.agent_counts
-        self.scene = scene_of_agents(counts, experience.log_probability.device)
-        self.recomputed = 0.0
+        self.experience = experience
+        self.scene = scene_of_agents(
+            experience.batch.agent_counts, experience.log_probability.device
+        )
         self.reference: dict[int, Tensor] = {}
         self.old: dict[int, Tensor] = {}
-        self._verdict: _Verdict | None = None
+        self._config, self._memory, self._clock = config, memory, clock
 
-    @property
+    @cached_property
     def verdict(self) -> _Verdict:
-        if self._verdict is None:
-            with self._clock.of("reward_wait"):
-                rewards = self.experience.rewards.result()
-            self._verdict = _judged(
-                self.experience, rewards, self.scene, self._config, self._memory
-            )
-        return self._verdict
-
-    def report(self) -> _Report:
-        return self.verdict.report
-
-
-class _Verdict(NamedTuple):
-    """Advantages [R, A, 1], which actions count [R, A, 16], and the rewards [S, R]."""
-
-    advantage: Tensor
-    mask: Tensor
-    reward: Tensor
-    report: _Report
+        """What it is worth; the first time this waits for the rewards."""
+        with self._clock.of("reward_wait"):
+            rewards = self.experience.rewards.result()
+        return _judged(self.experience, rewards, self.scene, self._config, self._memory)
 
 
 def _judged(
@@ -398,110 +394,141 @@ def _judged(
     config: PolicyConfig,
     memory: Mapping[str, Any],
 ) -> _Verdict:
-    device = scene.device
-    batch = experience.batch
-    values = torch.from_numpy(rewards.values).to(device, torch.float64)
-    reward = values.nansum(-1) if config.credit == "agent" else values
-    known = torch.tensor([bool(v) for v in ~np.isnan(rewards.set_values)], device=device)
-    reward = reward.where(known[:, None], torch.nan)
+    batch, device = experience.batch, scene.device
+    of_agents = config.credit == "agent"
+    values = torch.tensor(rewards.values, dtype=torch.float64, device=device)
+    axes = ("scenes", "rollouts", "agents") if of_agents else ("scenes", "rollouts")
+    if values.ndim != len(axes):
+        raise WosacError(
+            f"the reward is {list(values.shape)}, but with the credit {config.credit} it must be "
+            f"[{', '.join(axes)}]"
+        )
+    known = torch.tensor(np.isfinite(rewards.set_values), device=device)
+    reward = (values.nansum(-1) if of_agents else values).where(known[:, None], torch.nan)
     baselines: Mapping[str, float] = {}
     match config.algo, config.credit:
         case "grpo" | "ppo", _:
             advantage = group_advantage(reward)
         case "dpo", _:
             advantage = torch.zeros_like(reward)  # Its loss compares rewards.
-        case _, "leave_one_out" | "agent":
+        case _, "agent":
             advantage = leave_one_out_advantage(reward)
+        case _, "leave_one_out":
+            # The credit of a measure has the mean 0. What a function of one's own says of each
+            # rollout need not have it.
+            advantage = leave_one_out_advantage(reward - reward.nanmean(dim=1, keepdim=True))
         case _ if config.alpha is None:
             advantage, baselines = running_advantage(
                 reward,
                 batch.scenario_ids,
                 memory.get("baselines", {}),
-                # Of a scene that was never seen before: what scenes get. NaN, and so no advantage,
-                # in the first step of all.
-                first=memory.get("mean_reward", math.nan),
             )
         case _:
             advantage = threshold_advantage(reward, config.alpha)
-    of_agents = advantage_of_agents(advantage.float(), scene)
-    if config.credit == "agent":
-        of_agents = _credits_of_agents(batch, values.float(), rewards.object_ids).unsqueeze(-1)
-    mask = experience.tokens.valid[..., 1:-1] & known[scene][:, None]
+    scenes = [
+        _Scene(
+            name=name,
+            known=bool(known[s]),
+            value=float(rewards.set_values[s]),
+            mean=_mean(reward[s].tolist()),
+            spread=_spread(reward[s].tolist()),
+            advantages=advantage[s].tolist(),
+            components={field: float(column[s]) for field, column in rewards.components.items()},
+        )
+        for s, name in enumerate(batch.scenario_ids)
+    ]
     return _Verdict(
-        of_agents,
-        mask,
-        reward,
-        _Report(_scenes(batch, rewards, reward, advantage), baselines),
+        advantage=_credits_of_agents(batch, values, rewards.object_ids)
+        if of_agents
+        else advantage_of_agents(advantage.float(), scene),
+        mask=experience.tokens.valid[..., 1:-1] & known[scene][:, None],
+        pairs=best_and_worst(reward),
+        scenes=scenes,
+        baselines=baselines,
     )
 
 
 def _credits_of_agents(
-    batch: SceneBatch, credits_: Tensor, object_ids: Sequence[np.ndarray[Any, Any]]
+    batch: SceneBatch, credits_: Tensor, object_ids: Sequence[Int64Array]
 ) -> Tensor:
-    """[R, A] from credits [S, R, E] of the evaluated agents; the others have none."""
-    result = credits_.new_zeros(credits_.shape[1], len(batch.object_ids))
+    """[R, A, 1] from credits [S, R, E] of the evaluated agents; the others have none."""
+    names = batch.object_ids.tolist()
+    result = torch.zeros(credits_.shape[1], len(names), 1, device=credits_.device)
     first = 0
-    for s, (n, ids) in enumerate(zip(batch.agent_counts, object_ids, strict=True)):
-        rows = {
-            int(name): first + row for row, name in enumerate(batch.object_ids[first : first + n])
-        }
+    for credit, n, ids in zip(credits_, batch.agent_counts, object_ids, strict=True):
+        rows = {names[row]: row for row in range(first, first + n)}
         first += n
-        for column, name in enumerate(ids):
-            result[:, rows[int(name)]] = credits_[s, :, column].nan_to_num()
+        if not len(ids) and credit.isfinite().any():
+            raise WosacError("the reward does not say which agents it credits")
+        result[:, [rows[name] for name in ids.tolist()], 0] = (
+            credit[:, : len(ids)].nan_to_num().float()
+        )
     return result
 
 
-def _scenes(batch: SceneBatch, rewards: Rewards, reward: Tensor, advantage: Tensor) -> list[_Scene]:
-    components = rewards.components
-    known = reward.cpu().double()
-    return [
-        _Scene(
-            name,
-            float(rewards.set_values[s]),
-            known[s].mean().item(),
-            known[s].std(correction=0).item(),
-            tuple(advantage[s].tolist()),
-            {field: float(column[s]) for field, column in components.items()},
-            rewards.unscorable.get(name, ""),
-        )
-        for s, name in enumerate(batch.scenario_ids)
-    ]
-
-
 # --------------------------------------------------------------------------------------------------
-# Losses
+# Losses and their gradients
 
-_TOTALS = ("loss", "terms", "clipped", "actions", "kl", "shift", "entropy")
+Selection = Callable[[Tensor], Tensor]
+"""Takes what there is of all rollouts, [R, A, ...], to what there is of some."""
+
+_SUMS = ("loss", "terms", "clipped", "actions", "kl", "shift", "entropy")
 
 
-def _losses(
-    lesson: Lesson, judge: _Judge, beta: float, measure: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loss of a part, in portions that fit; with each the sums of `_TOTALS`."""
-    config, experience = lesson.config, judge.experience
-    if config.algo == "dpo":
-        yield _preference_loss(lesson, judge, beta, measure)
-        return
-    costs = edges(
-        np.array([sum(experience.batch.agent_counts)]),
-        np.array([sum(experience.batch.map_counts)]),
-    )
-    at_once = max(1, lesson.edges_at_once // int(costs[0]))
-    for first in range(0, config.n_rollouts, at_once):
-        chosen = slice(first, first + at_once)
-        tokens = experience.tokens.mapped(itemgetter(chosen))
-        policy = _Policy.of(lesson, judge, tokens, first)
-        # Rewards are not needed before.
-        verdict = judge.verdict
-        mask = verdict.mask[chosen]
-        loss = _policy_loss(config, policy, verdict.advantage[chosen], mask, beta)
-        recorded = experience.log_probability[chosen]
-        yield loss.loss, _sums(loss, policy, recorded, mask, judge, measure)
+def _mean_gradient(
+    lesson: Lesson, attempts: Sequence[_Attempt], beta: float, measure: bool
+) -> dict[str, float]:
+    """Set the gradients of the mean loss over all processes.
+
+    Returns:
+        The sums `_SUMS`; and where it is to be measured `recomputed`, the greatest difference
+        between the log-probabilities of tokens when they were drawn and as computed anew.
+    """
+    ranks = lesson.ranks
+    lesson.optimizer.zero_grad()
+    totals = torch.zeros(len(_SUMS), dtype=torch.float64, device=ranks.device)
+    apart = 0.0
+    for attempt in attempts:
+        for number, select in enumerate(_portions(lesson, attempt)):
+            policy = _policy(lesson, attempt, number, select)
+            # Rewards are not needed before.
+            verdict = attempt.verdict
+            mask = select(verdict.mask)
+            loss = _loss(lesson.config, attempt, policy, select(verdict.advantage), mask, beta)
+            loss.loss.backward()  # type: ignore[no-untyped-call]
+            totals += _sums(loss, policy, mask, measure)
+            if measure:
+                recorded = select(attempt.experience.log_probability)
+                difference = (policy.log_probability.detach() - recorded).where(mask, 0)
+                apart = max(apart, difference.abs().max().item())
+    add_up(ranks, [totals])
+    found = dict(zip(_SUMS, totals.tolist(), strict=True))
+    _require_finite(found["loss"], attempts, ranks)
+    for gradient in add_up_gradients(ranks, parameters_of(lesson.optimizer)):
+        gradient /= max(found["terms"], 1)
+    if measure:
+        found["recomputed"] = max(gathered(ranks, apart))
+    return found
+
+
+def _portions(lesson: Lesson, attempt: _Attempt) -> Sequence[Selection]:
+    """The rollouts that are learned from, so many at a time as fit."""
+    batch, n_rollouts = attempt.experience.batch, lesson.config.n_rollouts
+    if lesson.config.algo == "dpo":
+        chosen = attempt.verdict.pairs.rollout
+        return [partial(of_rollouts, rollout=chosen, scene=attempt.scene)]
+    # Rollouts share the map.
+    of_agents, of_map = edges(
+        np.array([sum(batch.agent_counts), 0]), np.array([0, sum(batch.map_counts)])
+    ).tolist()
+    at_once = max(1, (lesson.edges_at_once - of_map) // of_agents)
+    return [itemgetter(slice(first, first + at_once)) for first in range(0, n_rollouts, at_once)]
 
 
 class _Policy(NamedTuple):
-    """Of the tokens taken, [R, A, 16]: log-probabilities with gradients, those of the reference and
-    those at the first update without; the KL with gradients; and the logits.
+    """The policy in some rollouts, [R, A, 16]: log-probabilities of the tokens taken, with
+    gradients, those of the reference, and those at the first update; the KL, with gradients; and
+    the logits.
     """
 
     log_probability: Tensor
@@ -510,30 +537,36 @@ class _Policy(NamedTuple):
     kl: Tensor
     logits: Tensor
 
-    @staticmethod
-    def of(lesson: Lesson, judge: _Judge, tokens: MotionTokens, key: int) -> _Policy:
-        batch, config = judge.experience.batch, lesson.config
-        index, everything = tokens.index[..., 2:], tokens.valid[..., 1:-1]
-        with lesson.context():
-            logits = lesson.model(batch, tokens)
-        log_probability = action_log_probability(logits, index, everything)
-        exact = config.kl == "exact"
-        if exact or key not in judge.reference:
-            with torch.no_grad(), lesson.context():
-                reference_logits = lesson.reference(batch, tokens)
-            judge.reference[key] = action_log_probability(reference_logits, index, everything)
-        reference = judge.reference[key]
-        old = judge.old.setdefault(key, log_probability.detach())
-        if exact:
-            kl = categorical_kl(logits, reference_logits, everything)
-        else:
-            assert config.kl is not None
-            kl = KL_ESTIMATORS[config.kl](log_probability, reference, everything)
-        return _Policy(log_probability, reference, old, kl, logits)
+
+def _policy(lesson: Lesson, attempt: _Attempt, number: int, select: Selection) -> _Policy:
+    """See there; of the `number`-th portion of an attempt."""
+    batch, kind = attempt.experience.batch, lesson.config.kl
+    tokens = attempt.experience.tokens.mapped(select)
+    index, everything = tokens.index[..., 2:], tokens.valid[..., 1:-1]
+    with lesson.context():
+        logits = lesson.model(batch, tokens)
+    taken = action_log_probability(logits, index, everything)
+    old = attempt.old.setdefault(number, taken.detach())
+    if kind == "exact" or number not in attempt.reference:
+        with torch.no_grad(), lesson.context():
+            reference_logits = lesson.reference(batch, tokens)
+        attempt.reference[number] = action_log_probability(reference_logits, index, everything)
+    reference = attempt.reference[number]
+    if kind == "exact":
+        kl = categorical_kl(logits, reference_logits, everything)
+    else:
+        assert kind is not None
+        kl = KL_ESTIMATORS[kind](taken, reference, everything)
+    return _Policy(taken, reference, old, kl, logits)
 
 
-def _policy_loss(
-    config: PolicyConfig, policy: _Policy, advantage: Tensor, mask: Tensor, beta: float
+def _loss(
+    config: PolicyConfig,
+    attempt: _Attempt,
+    policy: _Policy,
+    advantage: Tensor,
+    mask: Tensor,
+    beta: float,
 ) -> LossSum:
     taken = policy.log_probability
     match config.algo:
@@ -547,49 +580,31 @@ def _policy_loss(
             return ppo(taken, policy.old, advantage, mask, config.clip)
         case "grpo":
             return grpo(taken, policy.old, advantage, policy.kl, mask, beta, config.clip)
-    raise AssertionError(config.algo)
-
-
-def _preference_loss(
-    lesson: Lesson, judge: _Judge, beta: float, measure: bool
-) -> tuple[Tensor, Tensor]:
-    experience, verdict = judge.experience, judge.verdict
-    pairs = best_and_worst(verdict.reward)
-    tokens = experience.tokens.mapped(lambda field: of_rollouts(field, pairs.rollout, judge.scene))
-    mask = of_rollouts(verdict.mask, pairs.rollout, judge.scene)
-    recorded = of_rollouts(experience.log_probability, pairs.rollout, judge.scene)
-    policy = _Policy.of(lesson, judge, tokens, 0)
-    loss = dpo(policy.log_probability, policy.reference, pairs.differ, judge.scene, mask, beta)
-    return loss.loss, _sums(loss, policy, recorded, mask, judge, measure)
+        case "dpo":
+            differ = attempt.verdict.pairs.differ
+            return dpo(taken, policy.reference, differ, attempt.scene, mask, beta)
 
 
 @torch.no_grad()
-def _sums(
-    loss: LossSum,
-    policy: _Policy,
-    recorded: Tensor,
-    mask: Tensor,
-    judge: _Judge,
-    measure: bool,
-) -> Tensor:
-    shift = policy_shift(policy.log_probability, policy.old, mask)
-    spread = loss.loss.new_zeros(())
-    if measure:
-        spread = entropy(policy.logits, mask).sum()
-        apart = (policy.log_probability - recorded).where(mask, 0).abs().max().item()
-        judge.recomputed = max(judge.recomputed, apart)
-    sums = (
-        *(loss.loss, loss.terms, loss.clipped),
-        *(mask.sum(), policy.kl.where(mask, 0).sum(), shift.sum(), spread),
-    )
-    return torch.stack([value.detach().double() for value in sums])
+def _sums(loss: LossSum, policy: _Policy, mask: Tensor, measure: bool) -> Tensor:
+    """`_SUMS` of a portion; the entropy where it is to be measured."""
+    values = {
+        "loss": loss.loss,
+        "terms": loss.terms,
+        "clipped": loss.clipped,
+        "actions": mask.sum(),
+        "kl": policy.kl.where(mask, 0).sum(),
+        "shift": policy_shift(policy.log_probability, policy.old, mask).sum(),
+        "entropy": entropy(policy.logits, mask).sum() if measure else mask.new_zeros(()),
+    }
+    return torch.stack([values[name].detach().double() for name in _SUMS])
 
 
-def _require_finite(loss: float, batches: Sequence[SceneBatch], ranks: Ranks) -> None:
+def _require_finite(loss: float, attempts: Sequence[_Attempt], ranks: Ranks) -> None:
     if math.isfinite(loss):
         return
-    mine = [name for batch in batches for name in batch.scenario_ids]
-    names = [name for some in gathered(ranks, mine) for name in some]
+    batches = [attempt.experience.batch for attempt in attempts]
+    names = _of_all(ranks, [name for batch in batches for name in batch.scenario_ids])
     raise NonFiniteError(
         f"the loss is not finite, in a batch with the scenarios {some_ids(names)}",
         mend="lower optimizer.learning_rate, or raise policy.beta",
@@ -601,25 +616,38 @@ def _require_finite(loss: float, batches: Sequence[SceneBatch], ranks: Ranks) ->
 # For the log
 
 
-def _of_rewards(rows: Sequence[_Scene]) -> dict[str, float]:
-    advantages = [value for row in rows if not row.why_not for value in row.advantages]
-    fields = sorted({field for row in rows for field in row.components})
+def _of_rewards(scenes: Sequence[_Scene]) -> dict[str, float]:
+    advantages = [value for scene in scenes if scene.known for value in scene.advantages]
+    fields = sorted({field for scene in scenes for field in scene.components})
     return {
-        "reward_of_rollouts": _mean([row.mean for row in rows]),
-        "reward_spread": _mean([row.spread for row in rows]),
+        "reward": _mean(scene.value for scene in scenes),
+        "reward_of_rollouts": _mean(scene.mean for scene in scenes),
+        "reward_spread": _mean(scene.spread for scene in scenes),
         "advantage": _mean(advantages),
-        "advantage_spread": float(np.std(advantages)) if advantages else math.nan,
-        "advantage_positive": _mean([float(value > 0) for value in advantages]),
+        "advantage_spread": _spread(advantages),
+        "advantage_positive": _mean(float(value > 0) for value in advantages),
         **{
-            f"reward/{field}": _mean([row.components.get(field, math.nan) for row in rows])
+            f"reward/{field}": _mean(scene.components.get(field, math.nan) for scene in scenes)
             for field in fields
         },
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def _of_all(ranks: Ranks, mine: list[Item]) -> list[Item]:
+    """The items of all processes."""
+    return [item for items in gathered(ranks, mine) for item in items]
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of those that are known."""
     known = [value for value in values if math.isfinite(value)]
     return float(np.mean(known)) if known else math.nan
+
+
+def _spread(values: Iterable[float]) -> float:
+    """The standard deviation of those that are known."""
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.std(known)) if known else math.nan
 
 
 def _ratio(total: float, count: float) -> float:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from smart_r1.model.checkpoint import fingerprint
 from smart_r1.objectives import next_token_loss_sum, recovery_targets, top_k_hits
@@ -57,6 +57,8 @@ class SftConfig(ImitationConfig):
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(5e-5))
     top_k: int = 32
     trained: Trained = "decoder"
+
+    may_change: ClassVar[frozenset[str]] = ImitationConfig.may_change | {"begins_with"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
