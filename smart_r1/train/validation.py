@@ -161,8 +161,7 @@ def closed_loop_validation(
         found = closed_loop(model, some, config, ranks, stop)
         if found is None:
             return None
-        values = {f"closed_loop/{name}": value for name, value in found.items()}
-        return Validated(values, found.get("metametric"))
+        return Validated(found, found.get("closed_loop/metametric"))
 
     return validate
 
@@ -174,7 +173,9 @@ def closed_loop(
     ranks: Ranks,
     stop: StopRequest,
 ) -> Mapping[str, float] | None:
-    """Means of the fields of the challenge's metric over simulated scenes.
+    """Means of the challenge's metric over simulated scenes, and of what it does not look at.
+
+    A scene that cannot be simulated or scored is left out, and counted.
 
     Args:
         model: in evaluation mode.
@@ -184,39 +185,62 @@ def closed_loop(
         stop: looked at after every scene.
 
     Returns:
-        Field -> mean over the scenes of all processes where it is a finite number, such as
-        `metametric`, `min_average_displacement_error`. None if some process was asked to stop.
+        Means over the scenes of all processes where there is a finite number:
+        `closed_loop/<field>`, such as `closed_loop/metametric`; `behaviour/<quantity>`, see
+        `wosac_toolkit.behaviour`, with the realism of another version of the metric among them;
+        and `closed_loop/not_scored`, how many scenes were left out, where there are any. None if
+        some process was asked to stop.
     """
-    from smart_r1.evaluate import evaluate_scenarios
+    from smart_r1.evaluate import Policy, simulated
     from smart_r1.simulate import Sampling
+    from wosac_toolkit import behaviour
+    from wosac_toolkit.metric import score_scenario
     from wosac_toolkit.results import SCORE_FIELDS
+    from wosac_toolkit.rollouts import Rollouts
 
-    # A row a field: the sum, and of how many scenes; in the last row, who was asked to stop.
-    totals = torch.zeros(len(SCORE_FIELDS) + 1, 2, dtype=torch.float64)
-    scores = evaluate_scenarios(
-        model,
-        scenarios,
-        n_rollouts=config.n_rollouts,
-        sampling=Sampling(top_k=config.top_k, temperature=config.temperature),
-        seed=config.seed,
-        challenge=config.challenge,
+    another = "2024" if config.challenge == "2025" else "2025"
+    names = [
+        *(f"closed_loop/{name}" for name in SCORE_FIELDS),
+        *(f"behaviour/{name}" for name in (*behaviour.NAMES, f"realism_{another}")),
+        "closed_loop/not_scored",
+    ]
+    sums = dict.fromkeys(names, 0.0)
+    counts = dict.fromkeys(names, 0)
+    stopped = False
+    policy = Policy(
+        model, "smart", config.n_rollouts, Sampling(config.top_k, config.temperature), config.seed
     )
-    for score in scores:
-        fields = {**score.metrics(), **score.buckets()}
-        for row, name in enumerate(SCORE_FIELDS):
-            value = fields.get(name)
-            if value is not None and math.isfinite(value):
-                totals[row] += torch.tensor([value, 1.0], dtype=torch.float64)
+    for scene in simulated(policy, scenarios):
+        try:
+            if not isinstance(scene.rollouts, Rollouts):
+                raise scene.rollouts
+            score = score_scenario(scene.scenario, scene.rollouts, config.challenge)
+            watched = behaviour.measure_behaviour(scene.scenario, scene.rollouts, (another,))
+        except WosacError:
+            sums["closed_loop/not_scored"] += 1
+            counts["closed_loop/not_scored"] = 1
+            continue
+        found = {f"closed_loop/{k}": v for k, v in {**score.metrics(), **score.buckets()}.items()}
+        found |= {f"behaviour/{k}": v for k, v in watched.values().items()}
+        for name, value in found.items():
+            if name in sums and value is not None and math.isfinite(value):
+                sums[name] += value
+                counts[name] += 1
         if stop:
-            totals[-1] = 1
+            stopped = True
             break
-    totals = totals.to(ranks.device)
+    # A row a name: the sum, and of how many scenes; in the last row, who was asked to stop.
+    totals = torch.tensor(
+        [*((sums[name], counts[name]) for name in names), (stopped, 0)],
+        dtype=torch.float64,
+        device=ranks.device,
+    )
     add_up(ranks, [totals])
     *rows, (n_stops, _) = totals.tolist()
     if n_stops:
         return None
     return {
-        name: total / count
-        for name, (total, count) in zip(SCORE_FIELDS, rows, strict=True)
+        name: total if name == "closed_loop/not_scored" else total / count
+        for name, (total, count) in zip(names, rows, strict=True)
         if count
     }
