@@ -20,6 +20,10 @@ _COMMANDS = {
         "smart_r1.cli.finetune",
         "Make a model more realistic by rewards (SMART-R1).",
     ),
+    "recipe": (
+        "smart_r1.cli.recipe",
+        "Run stages of training, such as sft-rft-sft, and evaluate each.",
+    ),
     "rollout": ("smart_r1.cli.rollout", "Simulate scenes in closed loop."),
     "evaluate": ("smart_r1.cli.evaluate", "Simulate scenes and score them."),
     "import": ("smart_r1.cli.import_", "Read a checkpoint of CAT-K."),
@@ -31,6 +35,7 @@ _COMMANDS = {
     program="smart-r1",
     commands=_COMMANDS,
     examples=(
+        "smart-r1 finetune --reward meta_score",
         "smart-r1 prepare --scenarios womd/training --out cache/",
         "smart-r1 pretrain --data cache/ --out runs/bc --model tiny",
         "smart-r1 evaluate --checkpoint runs/bc/best --scenarios womd/validation",
@@ -39,4 +44,4 @@ _COMMANDS = {
 )
 @print_version("smart-r1")
 def main() -> None:
-    """Train and run SMART, a traffic model of next tokens."""
+    """Train and run SMART, a traffic model of next tokens, and make it realistic (SMART-R1)."""
