@@ -22,7 +22,7 @@ _COMMANDS = {
     ),
     "recipe": (
         "smart_r1.cli.recipe",
-        "Run stages of training, such as sft-rft-sft, and evaluate each.",
+        "Train in stages, and compare the models after each (SMART-R1).",
     ),
     "rollout": ("smart_r1.cli.rollout", "Simulate scenes in closed loop."),
     "evaluate": ("smart_r1.cli.evaluate", "Simulate scenes and score them."),
