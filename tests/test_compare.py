@@ -657,6 +657,9 @@ def test_models_that_are_no_comparison_are_refused(baseline: np.ndarray) -> None
     twice = Model("b", (run(rows, "runs/b0"), replace(run(rows, "runs/b0"), directory=Path("x"))))
     with pytest.raises(WosacError, match="two seeds of b are of the same rollouts: runs/b0 and x"):
         compare(a, twice)
+    one = run(rows, "runs/b0")
+    with pytest.raises(WosacError, match="two seeds of b are of the same rollouts"):
+        compare(a, Model("b", (one, one)))
 
 
 @pytest.mark.parametrize(

@@ -488,13 +488,13 @@ def _label(models: Sequence[Model]) -> dict[str, Run]:
             )
         rollouts: dict[tuple[str, str], Run] = {}
         for run in model.runs:
-            request = run.summary.request
-            twin = rollouts.setdefault((request.rollouts, request.rollouts_files), run)
-            if twin is not run:
+            key = run.summary.request.rollouts, run.summary.request.rollouts_files
+            if key in rollouts:
                 raise WosacError(
-                    f"two seeds of {model.name} are of the same rollouts: {twin.directory} and "
-                    f"{run.directory}"
+                    f"two seeds of {model.name} are of the same rollouts: "
+                    f"{rollouts[key].directory} and {run.directory}"
                 )
+            rollouts[key] = run
             several = len(model.runs) > 1
             runs[f"{model.name} ({run.directory})" if several else model.name] = run
     return runs

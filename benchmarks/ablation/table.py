@@ -18,10 +18,10 @@ import numpy as np
 
 from smart_r1.train.log import read_log
 from wosac_toolkit.behaviour import mean_behaviour, read_behaviours
-from wosac_toolkit.compare import Model, compare_runs
+from wosac_toolkit.compare import HEADLINE, Model, compare_runs
 from wosac_toolkit.results import read_run
 
-FIELDS = ("metametric", "kinematic_metrics", "interactive_metrics", "map_based_metrics")
+FIELDS = (HEADLINE, "kinematic_metrics", "interactive_metrics", "map_based_metrics")
 BEHAVIOUR = (
     *("min_ade", "speed_ratio", "stall_rate", "jerk", "wrong_way_rate"),
     *("sharp_collision_rate", "diversity", "realism_2024"),
@@ -63,16 +63,11 @@ def sequences(folder: Path) -> dict[str, list[Path]]:
 def table(found: dict[str, list[Path]], against: str) -> list[dict[str, Any]]:
     """A row a sequence: means over scenes and seeds, and the difference in realism."""
     runs = {name: [read_run(one / "scores") for one in folders] for name, folders in found.items()}
-    most = max(map(len, runs.values()))
-    # The start has no seeds: it is the same model each time.
-    models = {
-        name: Model(name, tuple(some * most if len(some) < most else some))
-        for name, some in runs.items()
-    }
+    models = {name: Model(name, tuple(some)) for name, some in runs.items()}
     others = [model for name, model in models.items() if name != against]
     compared = compare_runs([models[against], *others], largest=0)
     scores = {one.name: one for one in compared.models}
-    differences = {one.name: one.differences["metametric"] for one in compared.against}
+    differences = {one.name: one.differences[HEADLINE] for one in compared.against}
     rows = []
     for name, folders in found.items():
         behaviour = [
@@ -83,7 +78,7 @@ def table(found: dict[str, list[Path]], against: str) -> list[dict[str, Any]]:
             "seeds": len(folders),
             "n_scenes": compared.n_scenes,
             **{field: scores[name].means[field].value for field in FIELDS},
-            "by_seed": list(scores[name].seed_means["metametric"])[: len(folders)],
+            "by_seed": list(scores[name].seed_means[HEADLINE]),
             **{key: float(np.mean([one[key] for one in behaviour])) for key in BEHAVIOUR},
         }
         if name in differences:
@@ -113,7 +108,7 @@ def markdown(rows: list[dict[str, Any]], against: str) -> str:
         by_seed = ", ".join(f"{value:.4f}" for value in row["by_seed"])
         buckets = " | ".join(f"{row[field]:.4f}" for field in FIELDS[1:])
         lines.append(
-            f"| {row['name']} | {row['metametric']:.4f} | {difference} | {interval} | {by_seed} "
+            f"| {row['name']} | {row[HEADLINE]:.4f} | {difference} | {interval} | {by_seed} "
             f"| {buckets} |"
         )
     lines += [
