@@ -13,7 +13,7 @@ MODEL = Path(__file__).parent / "model"
 FINETUNE = Path(__file__).parent / "finetune.yaml"
 """Settings of reinforcement fine-tuning of that model."""
 
-_SCENES = {"training": (128, 20_001), "validation": (24, 20_002)}
+_SCENES = {"training": (64, 20_001), "validation": (16, 20_002)}
 """How many scenes, and their seed: none that the model was trained on."""
 
 
