@@ -1,16 +1,17 @@
 # make demo   set up, then the main job on built-in synthetic scenes
 # make test   set up, then lint, types and all tests
+# make docs   set up, then build the pages of docs/ as a site in docs/site
 # make bench  set up, then measure, and rewrite the tables in README.md and docs/performance.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format oracle bench clean
+.PHONY: demo test check format docs oracle bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,report]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,train,report]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -31,6 +32,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/site
+
 # Record the official scorers' results on synthetic scenes in tests/official. The official packages
 # pin TensorFlow 2.13 and get an environment of their own; the older releases' metric code runs on
 # the same TensorFlow, from a folder each.
@@ -46,8 +50,12 @@ $(ORACLE)/.installed:
 
 oracle: $(INSTALLED) $(ORACLE)/.installed
 	$(BIN)/python tests/official/make_bundles.py
-	for year in 2025 2024 2023; do \
-	  PYTHONPATH=$(RELEASES)/$$year $(ORACLE)/bin/python tests/official/record.py $$year || exit 1; \
+	$(BIN)/python tests/official/make_doctor_scene.py
+	for challenge in scenario_gen_2025 2025 2024 2023; do \
+	  for folder in tests/official wosac_toolkit/recorded; do \
+	    PYTHONPATH=$(RELEASES)/$${challenge#scenario_gen_} $(ORACLE)/bin/python \
+	      tests/official/record.py $$challenge $$folder || exit 1; \
+	  done; \
 	done
 
 # Under ten minutes on a quiet machine, without the comparison under five. The comparison needs the
@@ -68,4 +76,4 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/tables.py $(RESULTS) README.md docs/performance.md
 
 clean:
-	rm -rf demo $(VENV) $(ORACLE)
+	rm -rf demo docs/site $(VENV) $(ORACLE)
