@@ -157,7 +157,7 @@ def simulate(model: SMART, beginning: Beginning, choose: Choice, n_rollouts: int
             logits = decoder.logits(decoder.step(context, encoded, memory, now, displacement))
         index = choose(Decision(step, logits, now.position, now.heading))
         chosen = logits.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-        log_probabilities.append(chosen - logits.logsumexp(-1))
+        log_probabilities.append(chosen.float() - logits.float().logsumexp(-1))
         position, heading = now.position.flatten(0, 1), now.heading.flatten()
         path, heading = play_out(index.flatten(), position, heading, classes, model.motion)
         path, heading = path.unflatten(0, index.shape), heading.unflatten(0, index.shape)

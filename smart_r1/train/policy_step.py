@@ -304,11 +304,12 @@ def policy_step(
 class _Clock:
     """Where the time of a step goes, in seconds.
 
-    `reward_wait`, within `update`, is for how long rewards held up everything else.
+    `reward` goes on beside the others; `reward_wait`, within `update`, is for how long it held them
+    up.
     """
 
     def __init__(self) -> None:
-        self.seconds = {"rollout": 0.0, "reward_wait": 0.0, "update": 0.0}
+        self.seconds = {"rollout": 0.0, "reward": 0.0, "reward_wait": 0.0, "update": 0.0}
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
@@ -384,6 +385,7 @@ class _Attempt:
         """What it is worth; the first time this waits for the rewards."""
         with self._clock.of("reward_wait"):
             rewards = self.experience.rewards.result()
+        self._clock.seconds["reward"] += rewards.seconds
         return _judged(self.experience, rewards, self.scene, self._config, self._memory)
 
 
