@@ -36,6 +36,7 @@ from smart_r1.model.checkpoint import fingerprint, load_model, save_model
 from smart_r1.train.finetune import finetune, load_finetune_config
 from smart_r1.train.sft import load_sft_config, sft
 from wosac_toolkit.behaviour import measure_dataset, write_behaviours
+from wosac_toolkit.io.scenarios import index_scenarios
 from wosac_toolkit.scoring import score_dataset
 
 
@@ -142,12 +143,15 @@ def evaluate(ablation: Ablation, folder: Path) -> Path:
     rollouts = folder / "rollouts"
     limit = how.get("limit")
     rollout_dataset(policy, ablation.heldout, rollouts, limit=limit)
+    names = list(itertools.islice(index_scenarios(ablation.heldout), limit))
     score_dataset(
-        rollouts, ablation.heldout, out=scores, n_rollouts=policy.n_rollouts, limit=limit, workers=1
+        *(rollouts, ablation.heldout),
+        out=scores,
+        n_rollouts=policy.n_rollouts,
+        scenario_ids=names,
+        workers=1,
     )
-    measured = measure_dataset(
-        rollouts, ablation.heldout, challenges=("2025", "2024"), limit=limit, workers=1
-    )
+    measured = measure_dataset(rollouts, ablation.heldout, scenario_ids=names, workers=1)
     write_behaviours(scores / "behaviour.parquet", measured.behaviours)
     shutil.rmtree(rollouts)
     return folder

@@ -125,6 +125,19 @@ def command(
             config = builtin.FINETUNE
     settings = load_finetune_config(config, [*defaults, *given, *assignments])
     run_stage(out, lambda: finetune(settings, out, device=device, progress=True))
+    if os.environ.get("RANK", "0") == "0" and (told := _realism(out)):
+        click.echo(told)
+
+
+def _realism(out: Path) -> str:
+    """What the validations of a run have found; empty where there were none."""
+    from smart_r1.train.log import read_log
+
+    key = "closed_loop/metametric"
+    found = [line[key] for line in read_log(out) if line["event"] == "validation" and key in line]
+    if len(found) < 2:
+        return ""
+    return f"realism of the validation scenes: {found[0]:.4f} before, {found[-1]:.4f} after"
 
 
 def _scenes(out: Path) -> tuple[Path, Path]:
