@@ -17,8 +17,14 @@ def example(
 
 
 def same(a: Rollouts, b: Rollouts) -> bool:
-    return (
-        a.scenario_id == b.scenario_id
-        and np.array_equal(a.object_ids, b.object_ids)
-        and np.array_equal(a.states, b.states, equal_nan=True)
+    """Bit for bit, NaN and the sign of zero included."""
+    return a.scenario_id == b.scenario_id and all(
+        _same_bits(getattr(a, name), getattr(b, name))
+        for name in ("object_ids", "states", "sizes", "object_types")
     )
+
+
+def _same_bits(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())

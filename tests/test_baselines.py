@@ -26,7 +26,8 @@ from wosac_toolkit.synthetic import generate_scenario
 
 NOW = 10
 MOVING = ("constant_velocity", "constant_turn_rate")
-WITHOUT_FUTURE = (*MOVING, "idm", "random")
+WITH_NOISE = (*MOVING, "idm", "random")
+WITHOUT_FUTURE = (*WITH_NOISE, "static")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_rollouts_hold_all_sim_agents_in_order(policy: str, scene: Scenario) -> 
     assert np.isfinite(rollouts.states).all()
 
 
-@pytest.mark.parametrize("policy", WITHOUT_FUTURE)
+@pytest.mark.parametrize("policy", WITH_NOISE)
 def test_rollouts_differ_and_depend_on_seed_and_scene_alone(policy: str, scene: Scenario) -> None:
     states = simulate_baseline(scene, policy, seed=5).states
     assert len(np.unique(states[:, :, -1, 0].round(3), axis=0)) == 32
@@ -103,6 +104,15 @@ def test_log_replays_and_holds_the_last_valid_state(scene: Scenario) -> None:
             expected = [*scene.tracks.position[row, last], scene.tracks.heading[row, last]]
             np.testing.assert_array_equal(states[0, agent, t], np.float32(expected))
     assert held > 0
+
+
+def test_static_holds_every_pose_however_fast_it_was(scene: Scenario) -> None:
+    rows = scene.sim_agents()
+    assert np.hypot(*scene.tracks.velocity[rows, NOW].T).max() > 5
+    states = simulate_baseline(scene, "static", n_rollouts=2).states
+    for agent, row in enumerate(rows):
+        pose = [*scene.tracks.position[row, NOW], scene.tracks.heading[row, NOW]]
+        np.testing.assert_array_equal(states[:, agent], np.tile(np.float32(pose), (2, 80, 1)))
 
 
 @pytest.mark.parametrize("policy", WITHOUT_FUTURE)

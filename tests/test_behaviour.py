@@ -65,12 +65,7 @@ watch = functools.partial(watch_with_all_draws, resamples=400)
 
 
 def static(scenario: Scenario, n_rollouts: int = 4) -> Rollouts:
-    """All agents hold their current pose."""
-    rows, now = scenario.sim_agents(), scenario.current_time_index
-    tracks = scenario.tracks
-    pose = np.concatenate([tracks.position[rows, now], tracks.heading[rows, now, None]], axis=1)
-    states = np.repeat(pose[:, None].astype(np.float32), 80, axis=1)
-    return Rollouts(scenario.scenario_id, tracks.object_ids[rows], np.stack([states] * n_rollouts))
+    return simulate_baseline(scenario, "static", n_rollouts)
 
 
 def log(scenario: Scenario, n_rollouts: int = 2) -> Rollouts:

@@ -25,7 +25,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from rollouts_examples import example
+from rollouts_examples import example, same
 
 from wosac_toolkit import convert
 from wosac_toolkit.challenge import COMPONENTS
@@ -96,8 +96,7 @@ def archive(path: Path, *shards: list[Rollouts]) -> Path:
 def assert_same_bits(got: Rollouts, expected: Rollouts) -> None:
     assert got.scenario_id == expected.scenario_id
     assert got.object_ids.tolist() == expected.object_ids.tolist()
-    assert got.states.shape == expected.states.shape
-    assert got.states.tobytes() == expected.states.tobytes()
+    assert same(got, expected)
 
 
 def assert_holds(path: Path, *expected: Rollouts) -> None:
@@ -214,9 +213,14 @@ def sized(scenario_id: str) -> Rollouts:
 
 
 @pytest.mark.parametrize("to", convert._WITH_SIZES)
-def test_sizes_and_types_go_along(tmp_path: Path, to: Format) -> None:
-    write(tmp_path / "in", "npz", sized("scene"))
+@pytest.mark.parametrize("left_out", ["", "sizes", "object_types"])
+def test_sizes_and_types_go_along(tmp_path: Path, to: Format, left_out: str) -> None:
+    one = sized("scene")
+    if left_out:
+        one = replace(one, **{left_out: None})
+    write(tmp_path / "in", "npz", one)
     convert_rollouts(tmp_path / "in", tmp_path / "there", to)
+    assert_holds(tmp_path / "there", one)
     convert_rollouts(tmp_path / "there", tmp_path / "back", "npz")
     assert contents(tmp_path / "back") == contents(tmp_path / "in")
 

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from wosac_toolkit import __version__, doctor
+from wosac_toolkit.challenge import ALL_CHALLENGES
 from wosac_toolkit.cli.doctor import command
 from wosac_toolkit.doctor import (
     RECORDED,
@@ -61,24 +62,27 @@ def _no_variables_and_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 # Exactness
 
 
-@pytest.mark.parametrize("challenge", ["2025", "2024", "2023"])
-def test_the_recorded_scene_scores_as_the_official_package_of_each_year(challenge: str) -> None:
-    check = by_name(check_parity())[f"parity {challenge}"]
-    assert check.status == "ok", check
-    n_fields = {"2025": 21, "2024": 19, "2023": 17}[challenge]
-    assert check.what.startswith(f"{n_fields} official values")
+def test_the_recorded_scene_scores_as_the_official_packages() -> None:
+    checks = by_name(check_parity())
+    assert list(checks) == [f"parity {challenge}" for challenge in ALL_CHALLENGES]
+    n_fields = {"2025": 21, "2024": 19, "2023": 17, "scenario_gen_2025": 21}
+    for challenge, n in n_fields.items():
+        check = checks[f"parity {challenge}"]
+        assert check.status == "ok", check
+        assert check.what.startswith(f"{n} official values")
 
 
-def test_the_recorded_scene_has_something_of_everything() -> None:
-    (path,) = RECORDED.glob("*.2025.json")
+@pytest.mark.parametrize(("challenge", "most"), [("2025", 0.99), ("scenario_gen_2025", 1.0)])
+def test_the_recorded_scene_has_something_of_everything(challenge: str, most: float) -> None:
+    (path,) = RECORDED.rglob(f"*.{challenge}.json")
     metrics = json.loads(path.read_text())["metrics"]
     for name in ("collision", "offroad", "traffic_light_violation"):
         assert metrics[f"simulated_{name}_rate"] > 0
-    assert all(0.05 < value < 0.99 for name, value in metrics.items() if "likelihood" in name)
+    assert all(0.05 < value < most for name, value in metrics.items() if "likelihood" in name)
 
 
 def test_what_ships_is_small() -> None:
-    assert sum(path.stat().st_size for path in RECORDED.iterdir()) < 80_000
+    assert sum(path.stat().st_size for path in RECORDED.rglob("*.*")) < 80_000
 
 
 @pytest.mark.parametrize("value", [1e-5, float("nan")])

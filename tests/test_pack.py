@@ -536,22 +536,38 @@ def test_findings_of_the_packed_archive_end_with_1(
 # The official package
 
 
-def bundles(folder: Path) -> None:
+# The challenge as `check_pack.py` calls it, its name, and where its recorded scenes are.
+CHALLENGES = [
+    ("sim_agents", "2025", OFFICIAL),
+    ("scenario_gen", "scenario_gen_2025", OFFICIAL / "scenario_gen"),
+]
+
+
+def bundles(source: Path, folder: Path) -> Path:
     """The recorded scenes of tests/official with 32 rollouts: theirs, again and again."""
     folder.mkdir()
-    for path in sorted(OFFICIAL.glob("*.npz")):
+    for path in sorted(source.glob("*.npz")):
+        if path.name.endswith(".features.npz"):
+            continue
         with np.load(path) as bundle:
-            scenario_id = str(bundle["scenario_id"])
-            states = bundle["states"][np.arange(32) % len(bundle["states"])]
-            write_npz(folder, Rollouts(scenario_id, bundle["object_ids"], states))
+            again = np.arange(32) % len(bundle["states"])
+            arrays = {
+                name: bundle[name][again]
+                for name in ("states", "sizes", "object_types")
+                if name in bundle
+            }
+            write_npz(folder, Rollouts(str(bundle["scenario_id"]), bundle["object_ids"], **arrays))
+    return folder
 
 
-def test_the_official_package_has_accepted_these_bytes(tmp_path: Path, out: Path) -> None:
+@pytest.mark.parametrize(("name", "challenge", "source"), CHALLENGES)
+def test_the_official_package_has_accepted_these_bytes(
+    tmp_path: Path, out: Path, name: str, challenge: str, source: Path
+) -> None:
     """`check_pack.py` has recorded the shards that the official package parsed and validated."""
-    bundles(tmp_path / "bundles")
-    packed(tmp_path / "bundles", out)
-    recorded = json.loads((OFFICIAL / "packed.json").read_text())
-    assert recorded["faults"] == []
+    packed(bundles(source, tmp_path / "bundles"), out, challenge=challenge)
+    recorded = json.loads((source / "packed.json").read_text())
+    assert (recorded["challenge"], recorded["faults"]) == (name, [])
     with tarfile.open(out) as archive:
         shards = {
             member.name: hashlib.sha256(stream.read()).hexdigest()
@@ -561,21 +577,23 @@ def test_the_official_package_has_accepted_these_bytes(tmp_path: Path, out: Path
     assert shards == recorded["shards"]
 
 
-def test_the_official_package_accepts_it(tmp_path: Path, out: Path) -> None:
+@pytest.mark.parametrize(("name", "challenge", "source"), CHALLENGES)
+def test_the_official_package_accepts_it(
+    tmp_path: Path, out: Path, name: str, challenge: str, source: Path
+) -> None:
     python = os.environ.get("ORACLE_PYTHON") or str(
         Path(__file__).parents[1] / ".venv-oracle" / "bin" / "python"
     )
     if shutil.which(python) is None:
         pytest.skip("no official package: `make oracle`, or set ORACLE_PYTHON to its interpreter")
-    bundles(tmp_path / "bundles")
-    packed(tmp_path / "bundles", out)
-    command = [python, str(OFFICIAL / "check_pack.py"), str(out)]
+    packed(bundles(source, tmp_path / "bundles"), out, challenge=challenge)
+    command = [python, str(OFFICIAL / "check_pack.py"), "--challenge", name, str(out)]
     result = subprocess.run(
-        [*command, str(OFFICIAL / "scenes.tfrecord.gz")],
+        [*command, str(source / "scenes.tfrecord.gz")],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == json.loads((OFFICIAL / "packed.json").read_text())
+    assert json.loads(result.stdout) == json.loads((source / "packed.json").read_text())
 
 
 def test_rollouts_survive_bit_by_bit(folder: Path, out: Path) -> None:

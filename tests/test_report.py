@@ -413,7 +413,7 @@ def test_runs_with_rollouts_stand_beside_runs_without(simulated: Path, tmp_path:
     told = build(simulated / "log", tmp_path / "bare", scenes=2, worst=1)
     assert told.features.models == ("log",)
     assert list(told.features.absent) == ["bare"]
-    assert "bare: its rollouts could not be read" in render_page(told).decode()
+    assert "bare: its rollouts could not be looked at" in render_page(told).decode()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -16,18 +16,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rollouts_examples import same
 from test_parity import assert_features_match, assert_matches
 
 from wosac_toolkit import (
+    MetaScoreReward,
     Rollouts,
     RolloutsError,
     Scenario,
+    WosacError,
     compute_features,
+    get_reward,
     load_scenarios,
     score_scenario,
 )
 from wosac_toolkit.challenge import SCENARIO_GEN, KernelDensity, get_challenge
-from wosac_toolkit.cli.score import command
+from wosac_toolkit.cli.group import LazyGroup
 from wosac_toolkit.features import logged_features, prepare_scene
 from wosac_toolkit.io.npz import read_npz, write_npz
 from wosac_toolkit.io.rollouts import load_rollouts
@@ -447,34 +451,111 @@ class TestRefuses:
             score_scenario(road, strange, CHALLENGE)
 
 
-# --- the command --------------------------------------------------------------------------------
+# --- the commands -------------------------------------------------------------------------------
+
+
+def wosac(name: str, *args: object) -> Result:
+    group = LazyGroup("wosac", program="wosac", commands={name: (f"wosac_toolkit.cli.{name}", "")})
+    return CliRunner().invoke(group, [name, *map(str, args)], prog_name="wosac")
 
 
 def score(*args: object) -> Result:
-    return CliRunner().invoke(command, ["--challenge", CHALLENGE, *map(str, args)])
+    return wosac("score", *args, "--challenge", CHALLENGE)
 
 
-def test_the_command_scores_a_folder(tmp_path, road):
-    write_scenarios(tmp_path / "scenes", [road], 1)
+@pytest.fixture
+def two(road, make_scenario) -> list[Scenario]:
+    return [road, make_scenario(scenario_id="other", n_tracks=2, origin=(800.0, 100.0))]
+
+
+@pytest.fixture
+def folders(tmp_path, two) -> tuple[Path, Path]:
+    """Rollouts and scenes."""
+    write_scenarios(tmp_path / "scenes", two, 1)
     (tmp_path / "rollouts").mkdir()
-    rollouts = generated(road, 32, noise=0.05)
-    write_npz(tmp_path / "rollouts", rollouts)
-    args = (tmp_path / "rollouts", "--scenarios", tmp_path / "scenes", "--workers", 1)
-    result = score(*args, "--format", "json", "--out", tmp_path / "run")
+    for scenario in two:
+        write_npz(tmp_path / "rollouts", generated(scenario, 32, noise=0.05))
+    return tmp_path / "rollouts", tmp_path / "scenes"
+
+
+@pytest.fixture
+def run(tmp_path, folders) -> Path:
+    args = (folders[0], "--scenarios", folders[1], "--workers", 1, "--out", tmp_path / "run")
+    result = score(*args)
     assert result.exit_code == 0, result.output
-    summary = json.loads(result.stdout)
+    return tmp_path / "run"
+
+
+def test_the_command_scores_a_folder(run, two):
+    summary = json.loads((run / "summary.json").read_text())
     assert summary["challenge"] == CHALLENGE
+    scores = [score_scenario(one, generated(one, 32, noise=0.05), CHALLENGE) for one in two]
+    expected = np.mean([score.metametric for score in scores])
+    assert summary["metrics"]["metametric"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_command_names_rollouts_of_the_other_challenge(folders):
+    _, rollouts = load_rollouts(folders[0])
+    write_npz(folders[0], replace(rollouts, states=rollouts.states[:, :, 11:], sizes=None))
+    result = score(folders[0], "--scenarios", folders[1], "--workers", 1)
+    assert result.exit_code == 2
+    assert "80 steps where 91" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("explain", "run", "scene"), f"single scenes of {CHALLENGE} are not explained"),
+        (("explain", "run", "scene", "--challenge", "2025"), "32 rollouts of 91 steps"),
+        (("behaviour", "run"), f"behaviour is not measured of {CHALLENGE}"),
+        (("behaviour", "rollouts", "--scenarios", "scenes"), "91 steps where 80"),
+        (("leaderboard", "add", "run", "--name", "x"), "this is a run of Scenario Generation"),
+    ],
+)
+def test_what_is_for_sim_agents_alone_says_so(tmp_path, monkeypatch, run, args, said):
+    monkeypatch.chdir(tmp_path)
+    result = wosac(*args)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_runs_are_compared_and_reported(tmp_path, run):
+    pytest.importorskip("jinja2")
+    result = wosac("report", run, f"again={run}", "--out", tmp_path / "report.html")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text()
+    assert "Simulated against logged" in page
+    assert "this section is empty" not in page
+    assert f"single scenes of {CHALLENGE} are not explained" in page
+
+
+def test_rewards_take_sizes_and_refuse_displacement(road):
+    rollouts = generated(road, noise=0.05)
+    reward = MetaScoreReward(CHALLENGE, workers=1)
     expected = score_scenario(road, rollouts, CHALLENGE).metametric
-    assert f"{expected:.10f}"[:10] in result.stdout
+    assert reward([road], [rollouts])[0] == pytest.approx([expected] * 4)
+    with pytest.raises(RolloutsError, match="no sizes"):
+        reward([road], [rollouts.states])
+    with pytest.raises(WosacError, match="displacement from the log is 0"):
+        get_reward("min_ade", challenge=CHALLENGE)
 
 
-def test_the_command_names_rollouts_of_the_other_challenge(tmp_path, road):
-    write_scenarios(tmp_path / "scenes", [road], 1)
-    (tmp_path / "rollouts").mkdir()
-    rollouts = generated(road, 32)
-    write_npz(
-        tmp_path / "rollouts", replace(rollouts, states=rollouts.states[:, :, 11:], sizes=None)
+def test_a_submission_is_packed_and_validated(tmp_path, folders):
+    flags = (
+        "--method-name m --account a@b.org --author A --affiliation x --description y --link z "
+        "--num-parameters 7M --no-lidar --no-camera --no-public-pretraining --closed-loop"
     )
-    result = score(tmp_path / "rollouts", "--scenarios", tmp_path / "scenes", "--workers", 1)
-    assert result.exit_code != 0
-    assert any("80 steps where 91" in f.what for f in result.exception.findings)
+    archive = tmp_path / "submission.tar.gz"
+    args = (folders[0], "--out", archive, "--scenarios", folders[1], *flags.split())
+    refused = wosac("pack", *args)
+    assert refused.exit_code == 2
+    assert "91 steps where 80" in refused.stderr
+    packed = wosac("pack", *args, "--challenge", CHALLENGE)
+    assert packed.exit_code == 0, packed.output
+    verdict = packed.stdout.splitlines()[-1]
+    assert verdict.startswith(f"valid: {archive}: no findings; 2 scenes of 2")
+    assert wosac("validate", archive, "--scenarios", folders[1]).exit_code == 1
+    # Both sorted by scenario id.
+    read = zip(load_rollouts(archive), load_rollouts(folders[0]), strict=True)
+    assert [same(*pair) for pair in read] == [True, True]

@@ -19,8 +19,10 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollouts_examples import same
 from submission_examples import METADATA, replaced, some_scenes, straight_on, write_scenes
 
+from wosac_toolkit.challenge import CHALLENGES, SCENARIO_GEN, Challenge
 from wosac_toolkit.cli.group import LazyGroup
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.io import submission
@@ -106,6 +108,11 @@ def findings(tmp_path: Path, scenes_dir: Path) -> Callable[[bytes], list[Finding
         return checked(path, scenes_dir)[0]
 
     return of
+
+
+def of_size(n_rollouts: int, n_steps: int) -> Challenge:
+    """A challenge that wants little."""
+    return dataclasses.replace(CHALLENGES["2025"], n_rollouts=n_rollouts, n_steps=n_steps)
 
 
 def codes(found: list[Finding]) -> list[str]:
@@ -292,8 +299,114 @@ def test_against_a_plain_loop(
     chosen = rng.random((3, 4, 1, 4)) < 0.2
     states += np.where(chosen, rng.normal(0, scale, states.shape) * [1, 1, 0.1, 0.1], 0)
     rollouts = Rollouts("scene", scenario.tracks.object_ids, states.astype(np.float32))
-    found = check_scene(rollouts, scenario, n_rollouts=3, n_steps=6)
+    found = check_scene(rollouts, scenario, of_size(3, 6))
     assert {(f.code, f.rollout, f.object_id) for f in found} == brute_force(rollouts, scenario)
+
+
+# Scenario generation
+
+
+def generated(scenario: Scenario) -> Rollouts:
+    """32 rollouts of the whole record, 200 m beside the log, with sizes and types."""
+    rollouts = straight_on(scenario)
+    shape = 32, len(rollouts.object_ids), 91
+    states = np.pad(rollouts.states, ((0, 0), (0, 0), (0, 11), (0, 0)), mode="edge")
+    states[..., 1] += 200
+    return Rollouts(
+        scenario.scenario_id, rollouts.object_ids, states,
+        sizes=np.full((*shape, 3), 2, np.float32), object_types=np.ones(shape[:2], np.int8),
+    )  # fmt: skip
+
+
+def test_a_generated_scene_begins_where_its_simulator_wants(scenes: list[Scenario]) -> None:
+    assert check_scene(generated(scenes[1]), scenes[1], SCENARIO_GEN) == []
+    assert check_scene(generated(scenes[1]), None, SCENARIO_GEN) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "rollout", "object_id", "said"),
+    [
+        (lambda r: {"sizes": None}, "no_sizes", None, None, "length, width and height"),
+        (
+            lambda r: {"sizes": r.sizes - np.float32([0, 2.5, 0])},
+            "bad_size", 0, 10, "width is -0.5 at step 0",
+        ),
+        (
+            lambda r: {"states": r.states[:, :, :80], "sizes": r.sizes[:, :, :80]},
+            "step_count", None, None, "its history too",
+        ),
+        (
+            lambda r: {"states": r.states + np.float32([2000, 0, 0, 0])},
+            "far_away", 0, 10, "place at the current step",
+        ),
+        (
+            lambda r: {"states": r.states + np.float32([0, 0, 30, 0])},
+            "height", 0, 10, "30 m above",
+        ),
+        (
+            lambda r: {"states": r.states + np.float32(30) * (np.arange(91) > 3)[:, None]},
+            "jump", 0, 10, "between steps 3 and 4",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("with_scene", [True, False])
+def test_what_scenario_generation_wants(
+    scenes: list[Scenario],
+    change: Callable[[Rollouts], dict[str, np.ndarray | None]],
+    code: str,
+    rollout: int | None,
+    object_id: int | None,
+    said: str,
+    with_scene: bool,
+) -> None:
+    rollouts = generated(scenes[1])
+    spoilt = dataclasses.replace(rollouts, **change(rollouts))
+    found = check_scene(spoilt, scenes[1] if with_scene else None, SCENARIO_GEN)
+    if not with_scene and code in ("far_away", "height"):  # Nobody knows where the scene is.
+        assert found == []
+        return
+    first = next(finding for finding in found if finding.code == code)
+    assert (first.rollout, first.object_id) == (rollout, object_id)
+    assert said in first.what
+
+
+def test_a_submission_of_scenario_generation(
+    tmp_path: Path, scenes: list[Scenario], scenes_dir: Path
+) -> None:
+    path = tmp_path / "submission.tar.gz"
+    path.write_bytes(gzip.compress(whole([generated(scenario) for scenario in scenes]), 1))
+    assert checked(path, scenes_dir, challenge="scenario_gen_2025")[0] == []
+    (first, *_) = checked(path, scenes_dir)[0]
+    assert first.code == "step_count"
+    assert "scenario_gen_2025" in first.what
+
+
+def test_sizes_are_salvaged_too(scenes: list[Scenario]) -> None:
+    """An object that is not in a joint scene does not hide that the others have sizes."""
+    rollouts = generated(scenes[2])
+    assert rollouts.sizes is not None
+    rollouts = dataclasses.replace(
+        rollouts,
+        sizes=rollouts.sizes * np.arange(1, 5, dtype=np.float32)[:, None, None],
+        object_types=np.tile(np.arange(1, 5, dtype=np.int8), (32, 1)),
+    )
+    head = encode_block(1, rollouts.scenario_id.encode())
+    pieces = [head]
+    for r in range(32):
+        one = rollouts.between(r, r + 1)
+        kept = without_first(one) if r == 4 else one
+        pieces.append(encode_scenario_rollouts(kept).removeprefix(head))
+    salvaged, misfits = salvage_scenario_rollouts(b"".join(pieces), where="f")
+    assert misfits == [Misfit(10, "absent", (4,))]
+    assert same(salvaged, without_first(rollouts))
+    (finding,) = check_scene(salvaged, scenes[2], SCENARIO_GEN, misfits=misfits)
+    assert (finding.code, finding.rollout, finding.object_id) == ("missing_object", 4, 10)
+
+
+def without_first(rollouts: Rollouts) -> Rollouts:
+    """The same without its first object."""
+    arrays = {name: getattr(rollouts, name)[:, 1:] for name in ("states", "sizes", "object_types")}
+    return Rollouts(rollouts.scenario_id, rollouts.object_ids[1:], **arrays)
 
 
 # Joint scenes that do not agree
@@ -712,7 +825,7 @@ def test_no_damage_does_more_than_findings(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("damaged") / "submission.tar.gz"
     path.write_bytes(gzip.compress(bytes(content), 1))
-    found, _ = checked(path, scenes_dir, n_rollouts=2, n_steps=3)
+    found, _ = checked(path, scenes_dir, challenge=of_size(2, 3))
     assert "internal_error" not in codes(found)
 
 

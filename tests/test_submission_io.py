@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,28 @@ OFFICIAL_METADATA = SubmissionMetadata(
     public_model_names=("p", "q"),
     acknowledge_complies_with_closed_loop_requirement=True,
 )
+
+# A `ScenarioRollouts` of scenario generation with the same states, likewise.
+OFFICIAL_GENERATED = bytes.fromhex(
+    "0a103633376632306361666465323266663812a1010a4a12080000003f0000c03f1a080000e0400000e84022080000c0"
+    "3f000000402a08000080c00000003e30073a080000004000001040420800008040000090404a080000803f0000903f50"
+    "010a5312080000003f0000c03f1a08000096c300e095c322080000c03f000000402a08000080c00000003e30d4fdffff"
+    "ffffffffff013a08000080400000884042080000c0400000d0404a080000404000004840500212a1010a4a12080000c0"
+    "3f000020401a080000e0400000e84022080000c03f000000402a08000080c00000003e30073a080000c0400000c84042"
+    "0800000041000008414a080000a0400000a44050020a5312080000c03f000020401a08000096c300e095c322080000c0"
+    "3f000000402a08000080c00000003e30d4fdffffffffffffff013a080000004100000441420800002041000028414a08"
+    "0000e0400000e4405003"
+)
+
+
+def official_generated() -> Rollouts:
+    base = np.float32([[4, 2, 1], [4.5, 2.25, 1.125]])  # length, width, height of two steps
+    k = 4 * np.arange(2)[:, None] + 2 * np.arange(2)
+    return dataclasses.replace(
+        official_rollouts(),
+        sizes=base + k[..., None, None].astype(np.float32),
+        object_types=1 + np.arange(2)[:, None] + np.arange(2),
+    )
 
 
 def official_rollouts() -> Rollouts:
@@ -121,6 +145,13 @@ def test_encodes_byte_for_byte_as_the_official_package() -> None:
     assert encoded + encode_metadata(OFFICIAL_METADATA) == OFFICIAL
 
 
+def test_sizes_and_types_are_those_of_the_official_package() -> None:
+    assert encode_scenario_rollouts(official_generated()) == OFFICIAL_GENERATED
+    assert same(decode(OFFICIAL_GENERATED), official_generated())
+    (read,) = iter_submission(block(1, OFFICIAL_GENERATED), where="file")
+    assert same(read, official_generated())
+
+
 @pytest.mark.womd
 def test_official_sample_submission(goldens_dir: Path) -> None:
     with open(goldens_dir / "test_submission.binproto", "rb") as stream:
@@ -142,10 +173,37 @@ def test_official_sample_submission(goldens_dir: Path) -> None:
 def test_encoding_and_decoding_give_the_same(
     ids: list[int], n_rollouts: int, n_steps: int, data: st.DataObject
 ) -> None:
-    shape = (n_rollouts, len(ids), n_steps if ids else 0, 4)
-    states = data.draw(hnp.arrays(np.float32, shape, elements=st.floats(width=32)))
-    rollouts = Rollouts("scene", np.array(ids, dtype=np.int64), states)
+    shape = (n_rollouts, len(ids), n_steps if ids else 0)
+
+    def drawn(n: int) -> npt.NDArray[np.float32]:
+        return data.draw(hnp.arrays(np.uint32, (*shape, n))).view(np.float32)
+
+    rollouts = Rollouts("scene", np.array(ids, dtype=np.int64), drawn(4))
+    if ids and n_steps and data.draw(st.booleans()):
+        rollouts = dataclasses.replace(rollouts, sizes=drawn(3))
+    if ids and data.draw(st.booleans()):
+        types = data.draw(hnp.arrays(np.int8, shape[:2], elements=st.integers(0, 4)))
+        rollouts = dataclasses.replace(rollouts, object_types=types)
     assert same(decode(encode_scenario_rollouts(rollouts)), rollouts)
+
+
+def test_what_only_some_objects_have() -> None:
+    """Without any size there are no sizes; a type that is missing or unknown is that of nobody."""
+    typed, plain = varint(10 << 3) + varint(2), trajectory(5, columns(5))
+    strange = varint(10 << 3) + varint(-3 & (1 << 64) - 1)
+    first = block(1, trajectory(4, columns(4))[2:] + typed)
+    odd = block(1, trajectory(6, columns(6))[2:] + strange + packed(7, [1.0, 1.0]))
+    read = decode(message(first + plain + odd))
+    assert read.sizes is None
+    assert read.object_types is not None
+    assert read.object_types.tolist() == [[2, 0, 0]]
+
+
+@pytest.mark.parametrize("object_type", [-1, 5, 127])
+def test_object_types_that_the_proto_does_not_know(object_type: int) -> None:
+    rollouts = dataclasses.replace(official_generated(), object_types=np.full((2, 2), object_type))
+    with pytest.raises(RolloutsError, match=f"object types {object_type} .* 0 to 4"):
+        encode_scenario_rollouts(rollouts)
 
 
 def test_objects_are_in_the_order_of_the_first_joint_scene() -> None:
@@ -166,7 +224,7 @@ def test_floats_may_be_packed_unpacked_or_in_several_pieces() -> None:
     assert same(decode(message(scene)), decode(message(trajectory(4, columns(4, n_steps=3)))))
 
 
-def test_unknown_fields_and_those_of_scenario_generation_are_skipped() -> None:
+def test_unknown_fields_are_skipped() -> None:
     inside_a_group = varint(20 << 3 | 3) + varint(1 << 3) + varint(5) + varint(20 << 3 | 4)
     unknown = (
         block(19, b"??") + varint(18 << 3 | 1) + bytes(8) + unpacked(17, [1.0]) + inside_a_group
@@ -175,7 +233,8 @@ def test_unknown_fields_and_those_of_scenario_generation_are_skipped() -> None:
     plain = trajectory(4, columns(4))
     body = plain[2:] + generated + unknown
     noisy = unknown + message(unknown + block(1, body) + unknown) + unknown
-    assert same(decode(noisy), decode(message(plain)))
+    expected = dataclasses.replace(decode(message(plain)), object_types=np.array([[1]]))
+    assert same(decode(noisy), expected)
 
 
 def test_steps_need_not_be_80() -> None:
@@ -238,7 +297,7 @@ def test_no_scenario_id() -> None:
 
 
 def test_every_truncation_is_an_error_or_a_shorter_message() -> None:
-    whole = encode_scenario_rollouts(example(n_rollouts=2, n_objects=2, n_steps=2))
+    whole = encode_scenario_rollouts(official_generated())
     n_rollouts = []
     for length in range(len(whole)):
         with contextlib.suppress(WosacError):
@@ -250,7 +309,7 @@ def test_every_truncation_is_an_error_or_a_shorter_message() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_damage_does_more_than_an_error(data: st.DataObject) -> None:
-    whole = bytearray(OFFICIAL)
+    whole = bytearray(data.draw(st.sampled_from([OFFICIAL, block(1, OFFICIAL_GENERATED)])))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     for read in (

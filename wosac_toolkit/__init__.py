@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from wosac_toolkit.baselines import simulate_baseline as simulate_baseline
+    from wosac_toolkit.challenge import ALL_CHALLENGES as ALL_CHALLENGES
     from wosac_toolkit.challenge import CHALLENGES as CHALLENGES
     from wosac_toolkit.challenge import Challenge as Challenge
     from wosac_toolkit.compare import compare_runs as compare_runs
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from wosac_toolkit.synthetic import generate_scenarios as generate_scenarios
 
 _MODULE_OF = {
+    "ALL_CHALLENGES": "challenge",
     "CHALLENGES": "challenge",
     "Challenge": "challenge",
     "Features": "features",

@@ -263,7 +263,7 @@ def measure_behaviour(
     Raises:
         ScenarioError: the metric cannot score the scene.
         RolloutsError: the rollouts do not fit the scene, or hold a value that is not finite.
-        WosacError: an unknown version.
+        WosacError: an unknown version, or one of Scenario Generation.
     """
     return measure_watched(watch_scene(scenario, challenges), rollouts)
 
@@ -275,7 +275,7 @@ def watch_scene(
     scene = prepare_scene(scenario, MEASURED_BY)
     logged = count_log(logged_features(scene), scene.challenge)
     versions = []
-    for challenge in map(get_challenge, challenges):
+    for challenge in map(_sim_agents, challenges):
         if _same_features(challenge, scene.challenge):
             versions.append(Version(challenge, scene, count_log(logged.features, challenge)))
         else:
@@ -286,6 +286,18 @@ def watch_scene(
     values = _values(scene, logged, lanes, logged.features, poses)
     values["speed_ratio"] = 1.0 if values["speed"] >= MOVING else math.nan
     return WatchedScene(scene, logged, lanes, values, tuple(versions))
+
+
+def _sim_agents(challenge: str | Challenge) -> Challenge:
+    """A version of the Sim Agents metric."""
+    challenge = get_challenge(challenge)
+    if challenge.whole_record:
+        raise WosacError(
+            f"behaviour is not measured of {challenge.name}",
+            mend="it is compared with the log's agent by agent, and generated ones have no "
+            "counterpart there",
+        )
+    return challenge
 
 
 def measure_watched(watched: WatchedScene, rollouts: Rollouts) -> Behaviour:
@@ -524,11 +536,11 @@ def measure_dataset(
         WosacError: anything else that is wrong with the arguments or files.
     """
     for challenge in challenges:
-        get_challenge(challenge)
+        _sim_agents(challenge)
     if limit is not None and limit < 1:
         raise WosacError(f"limit must be at least 1, not {limit}")
-    work = scoring._find_work(rollouts, scenarios, scenario_ids, limit, progress)
-    scoring._refuse(work.join.findings(missing), None)
+    work = scoring.find_work(rollouts, scenarios, scenario_ids, limit, progress)
+    scoring.refuse(work.join.findings(missing), None)
     measure = functools.partial(_measure_task, tuple(challenges))
     done: dict[str, Behaviour] = {}
     failed: list[Finding] = []
@@ -543,7 +555,7 @@ def measure_dataset(
             else:
                 failed += outcome
     join = work.join
-    scoring._refuse([*failed, *join.findings(missing)], None)
+    scoring.refuse([*failed, *join.findings(missing)], None)
     if not done:
         raise WosacError("no scene has rollouts", where=os.fspath(rollouts))
     return Measured(
@@ -579,7 +591,9 @@ def load_behaviours(
     if path.suffix == ".parquet":
         return Measured(read_behaviours(path), 0)
     if (path / "summary.json").exists():
-        request = read_summary(path).request
+        summary = read_summary(path)
+        _sim_agents(summary.challenge)
+        request = summary.request
         source, scenarios = request.rollouts, scenarios or request.scenarios
     return measure_dataset(
         source,
@@ -593,7 +607,7 @@ def load_behaviours(
     )
 
 
-def _measure_task(challenges: Sequence[str], task: scoring._Task) -> Behaviour | list[Finding]:
+def _measure_task(challenges: Sequence[str], task: scoring.Task) -> Behaviour | list[Finding]:
     """Read, check and measure one scene; whatever fails becomes findings about this scene."""
     from wosac_toolkit.io.scenarios import read_scenario
 

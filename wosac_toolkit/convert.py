@@ -47,7 +47,7 @@ MARKER = "conversion.json"
 SCHEMA_VERSION = 1
 
 # What holds the sizes and types that scenario generation simulates.
-_WITH_SIZES: tuple[Format, ...] = ("npz",)
+_WITH_SIZES: tuple[Format, ...] = ("npz", "submission")
 _SUFFIXES: dict[Format, str] = {"npz": ".npz", "pickle": ".pkl"}
 _INT32 = np.iinfo(np.int32)
 

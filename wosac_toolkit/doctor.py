@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warning", "problem"]
 
 RECORDED = Path(__file__).parent / "recorded"
-"""A synthetic scene, rollouts of it, and what the official package of each year says of them:
+"""A synthetic scene, rollouts of it, and what the official package of each challenge says of them:
 `tests/official/make_doctor_scene.py` and `record.py` make them."""
 
 TOLERANCE = 1e-6
@@ -355,20 +355,9 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _kernels() -> list[Any]:
-    """The compiled functions of this package: all modules of kernels are imported."""
-    package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        if path.stem.endswith("_kernels") or path.parent.name == "kernels":
-            parts = path.relative_to(package.parent).with_suffix("").parts
-            importlib.import_module(".".join(part for part in parts if part != "__init__"))
-    functions = {
-        id(function): function
-        for name, module in list(sys.modules.items())
-        if name.split(".")[0] == package.name
-        for function in vars(module).values()
-        if getattr(getattr(function, "stats", None), "cache_path", None)
-    }
-    return list(functions.values())
+    from wosac_toolkit.kernels.jit import all_kernels
+
+    return all_kernels()
 
 
 def check_compiled() -> Iterator[Check]:
@@ -414,20 +403,20 @@ def _is_older_than_helpers(kernel: Any) -> bool:
 
 
 def check_parity(folder: Path = RECORDED) -> Iterator[Check]:
-    """Score recorded rollouts by the rules of each year, and compare with the official package."""
+    """Score recorded rollouts by the rules of each challenge; compare with the official package."""
+    from wosac_toolkit.challenge import ALL_CHALLENGES
     from wosac_toolkit.io.npz import read_npz
     from wosac_toolkit.io.scenarios import load_scenarios
     from wosac_toolkit.metric import score_scenario
 
     scenarios = {one.scenario_id: one for one in load_scenarios(folder / "scenes.tfrecord.gz")}
-    # <scenario_id>.<challenge>.json, the latest first.
-    for path in sorted(folder.glob("*.*.json"), key=lambda path: path.suffixes[0], reverse=True):
-        challenge = path.suffixes[0][1:]
+    for challenge in ALL_CHALLENGES:
+        (path,) = folder.rglob(f"*.{challenge}.json")
         recorded = json.loads(path.read_text("utf-8"))
         official = {**recorded["metrics"], **recorded["buckets"]}
         scenario_id = official.pop("scenario_id")
         start = time.perf_counter()
-        rollouts = read_npz(folder / f"{scenario_id}.npz")
+        rollouts = read_npz(path.with_name(f"{scenario_id}.npz"))
         score = score_scenario(scenarios[scenario_id], rollouts, challenge)
         seconds = time.perf_counter() - start
         yield _compared(challenge, official, {**score.metrics(), **score.buckets()}, seconds)

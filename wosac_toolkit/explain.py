@@ -30,7 +30,13 @@ import numpy as np
 
 from wosac_toolkit.baselines import simulate_baseline
 from wosac_toolkit.baselines.policy import STEP_SECONDS
-from wosac_toolkit.challenge import Challenge, Component, Histogram, KernelDensity
+from wosac_toolkit.challenge import (
+    Challenge,
+    Component,
+    Histogram,
+    KernelDensity,
+    get_challenge,
+)
 from wosac_toolkit.errors import WosacError, some_ids
 from wosac_toolkit.features import (
     Features,
@@ -250,8 +256,17 @@ def explain_scenario(
         challenge: the version of the metric.
 
     Raises:
+        WosacError: a version of Scenario Generation.
         ScenarioError, RolloutsError: see `wosac_toolkit.score_scenario`.
     """
+    challenge = get_challenge(challenge)
+    if challenge.whole_record:
+        # Its distributions are of the scene, not of agents, and its sizes are simulated.
+        raise WosacError(
+            f"single scenes of {challenge.name} are not explained",
+            mend="wosac report and wosac compare tell its components, and agents.parquet of "
+            "wosac score --per-agent the log-likelihoods of its agents",
+        )
     scene = prepare_scene(scenario, challenge)
     logged = count_log(logged_features(scene), scene.challenge)
     score = score_rollouts(scene, logged, rollouts)
@@ -687,7 +702,7 @@ def load_scenes(
                 where=str(run.directory),
                 mend=f"do you mean {like[0]}?" if like else f"it has {some_ids(known, 3)}",
             )
-    request = run.summary.request
+    request, rules = run.summary.request, get_challenge(run.summary.challenge)
     try:
         found = _find_rollouts(request.rollouts if rollouts is None else rollouts, scenario_ids)
     except WosacError as error:
@@ -706,7 +721,12 @@ def load_scenes(
             )
         scenario, simulated = read_scenario(records[scenario_id]), found[scenario_id].read()
         findings = check_rollouts(
-            scenario, simulated, n_rollouts=None, file=found[scenario_id].where
+            scenario,
+            simulated,
+            n_rollouts=None,
+            n_steps=rules.n_steps,
+            whole_record=rules.whole_record,
+            file=found[scenario_id].where,
         )
         if findings:
             raise ScoringError(

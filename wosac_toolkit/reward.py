@@ -48,6 +48,7 @@ from importlib import import_module
 from inspect import signature
 from math import isfinite, nan
 from threading import Lock
+from time import perf_counter
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -106,6 +107,7 @@ class Rewards:
         object_ids: of each scene int64 [E], its evaluated agents in the order of the last axis of
             [S, R, A]; empty where the scene cannot be scored.
         unscorable: scenario id -> why it has no reward.
+        seconds: how long it took to compute.
     """
 
     values: Float64Array
@@ -113,6 +115,7 @@ class Rewards:
     scores: tuple[ScenarioScore | None, ...]
     object_ids: tuple[Int64Array, ...]
     unscorable: dict[str, str]
+    seconds: float = 0.0
 
     @property
     def components(self) -> dict[str, Float64Array]:
@@ -154,7 +157,7 @@ class Reward(ABC):
 
     def score(self, scenarios: Iterable[Scenario], rollouts: Iterable[States]) -> Rewards:
         """The rewards with all that is worth logging; arguments and errors as in a plain call."""
-        return self._score(*_batch(scenarios, rollouts))
+        return self._timed(*_batch(scenarios, rollouts))
 
     def submit(self, scenarios: Iterable[Scenario], rollouts: Iterable[States]) -> Future[Rewards]:
         """The same, computed in the background while the caller goes on.
@@ -163,7 +166,11 @@ class Reward(ABC):
         for. Batches are computed in the order in which they come. Arrays that need no copy are
         read later: do not write into them before the result is there.
         """
-        return kept_threads(1, "rewards").submit(self._score, *_batch(scenarios, rollouts))
+        return kept_threads(1, "rewards").submit(self._timed, *_batch(scenarios, rollouts))
+
+    def _timed(self, scenarios: list[Scenario], rollouts: list[Rollouts]) -> Rewards:
+        began = perf_counter()
+        return replace(self._score(scenarios, rollouts), seconds=perf_counter() - began)
 
     @abstractmethod
     def _score(self, scenarios: list[Scenario], rollouts: list[Rollouts]) -> Rewards:
@@ -208,7 +215,8 @@ class SceneReward(Reward):
             cache_size: how many scenes are kept prepared, those used last.
 
         Raises:
-            WosacError: an unknown challenge or credit, or a number out of range.
+            WosacError: an unknown challenge or credit, a number out of range, or the displacement
+                in Scenario Generation, which has none.
         """
         if credit not in CREDITS:
             raise WosacError(f"unknown credit {credit!r}", mend=f"one of {', '.join(CREDITS)}")
@@ -218,6 +226,11 @@ class SceneReward(Reward):
             raise WosacError(f"cache_size must not be negative, but is {cache_size}")
         self.measure = measure
         self.challenge = get_challenge(challenge)
+        if self.challenge.whole_record and isinstance(measure, MinDisplacement):
+            raise WosacError(
+                f"in {self.challenge.name} the displacement from the log is 0, whatever happens",
+                mend="choose another reward",
+            )
         self.credit = credit
         self.workers = n_cpus() if workers is None else workers
         self._prepared = _PreparedScenes(self.challenge, cache_size)

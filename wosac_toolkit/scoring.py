@@ -144,13 +144,13 @@ def score_dataset(
     # The workers start before anything is read, and load the kernels meanwhile.
     with Crew(functools.partial(_score_task, rules), n_processes, _prepare) as crew:
         request = _request(rollouts, scenarios, rules, limit, scenario_ids, missing)
-        work = _find_work(rollouts, scenarios, scenario_ids, limit, progress)
+        work = find_work(rollouts, scenarios, scenario_ids, limit, progress)
         join = work.join
-        _refuse(join.findings(missing), folder)
+        refuse(join.findings(missing), folder)
         with nullcontext() if folder is None else Journal(folder, request, overwrite) as journal:
             with progress_bar(work.n_tasks, what="scoring", show=progress) as bar:
                 scored = _score(work, crew, journal, bar)
-            _refuse([*scored.findings(join.records), *join.findings(missing)], folder)
+            refuse([*scored.findings(join.records), *join.findings(missing)], folder)
             scenes = [scored.scenes[name] for name in join.records if name in scored.scenes]
             if not scenes:
                 raise WosacError("no scene has rollouts", where=os.fspath(rollouts))
@@ -196,7 +196,7 @@ def _request(
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class Work:
     """What there is to do.
 
     Attributes:
@@ -206,25 +206,30 @@ class _Work:
         chunk_size: how many a worker gets at once at most.
     """
 
-    join: _Join
-    tasks: Iterator[_Task]
+    join: Join
+    tasks: Iterator[Task]
     n_tasks: int
     chunk_size: int
 
 
-def _find_work(
+def find_work(
     rollouts: PathLike,
     scenarios: ShardPath,
     scenario_ids: Collection[str] | None,
     limit: int | None,
     progress: bool,
-) -> _Work:
+) -> Work:
+    """Join rollouts with their scenes; the arguments are those of `score_dataset`.
+
+    Raises:
+        WosacError: nothing found, damaged files, or scenarios asked for that are not there.
+    """
     from wosac_toolkit.io.rollouts import index_rollouts, is_archive, iter_archive
     from wosac_toolkit.io.scenarios import index_scenarios
 
     index = index_scenarios(scenarios, progress=progress and sys.stderr.isatty())
     records = _select(index, scenario_ids)
-    join = _Join(records, selected=scenario_ids is not None)
+    join = Join(records, selected=scenario_ids is not None)
     if is_archive(rollouts):
         tasks = join.match((rollouts, message) for message in iter_archive(rollouts))
         n_tasks, chunk_size = len(records), 1  # A task brings a megabyte or more along.
@@ -233,7 +238,7 @@ def _find_work(
         tasks, n_tasks, chunk_size = iter(in_order), len(in_order), 4
     if limit is not None:
         tasks, n_tasks = islice(tasks, limit), min(limit, n_tasks)
-    return _Work(join, tasks, n_tasks, chunk_size)
+    return Work(join, tasks, n_tasks, chunk_size)
 
 
 @dataclass(slots=True)
@@ -256,15 +261,15 @@ class _Progress:
 
 
 def _score(
-    work: _Work,
-    crew: Crew[_Task, _Scored | list[Finding]],
+    work: Work,
+    crew: Crew[Task, _Scored | list[Finding]],
     journal: Journal | None,
     bar: tqdm[NoReturn],
 ) -> _Progress:
     """Score the tasks whose results the journal does not hold, and add theirs to it."""
     done = _Progress()
 
-    def unfinished() -> Iterator[_Task]:
+    def unfinished() -> Iterator[Task]:
         for task in work.tasks:
             result = None if journal is None else journal.find(task.scenario_id, task.stamp)
             if result is None:
@@ -314,8 +319,8 @@ def _stamp(file: PathLike) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """A scene to be scored, small unless its rollouts come out of an archive.
+class Task:
+    """A scene and its rollouts, not read yet; small unless these come out of an archive.
 
     Attributes:
         record: where the scene is.
@@ -329,6 +334,7 @@ class _Task:
 
     @property
     def scenario_id(self) -> str:
+        """The scene's id."""
         return self.rollouts.scenario_id
 
     def __str__(self) -> str:
@@ -351,7 +357,7 @@ def _select(
 
 
 @dataclass
-class _Join:
+class Join:
     """Scenes and rollouts brought together by their ids, and what found no partner.
 
     Attributes:
@@ -368,14 +374,14 @@ class _Join:
     without_scenario: dict[str, str] = field(default_factory=dict)
     repeated: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def in_order(self, refs: Iterable[RolloutsRef]) -> list[_Task]:
+    def in_order(self, refs: Iterable[RolloutsRef]) -> list[Task]:
         """The scenes that have rollouts, in the order of the scenario files."""
         tasks = {task.scenario_id: task for task in self.match((r.path, r) for r in refs)}
         return [tasks[scenario_id] for scenario_id in self.records if scenario_id in tasks]
 
     def match(
         self, rollouts: Iterable[tuple[PathLike, RolloutsRef | ArchivedRollouts]]
-    ) -> Iterator[_Task]:
+    ) -> Iterator[Task]:
         """The same in the order of the rollouts, given with their files, taken as needed."""
         stamp = functools.cache(_stamp)
         places: dict[str, str] = {}
@@ -389,7 +395,7 @@ class _Join:
             else:
                 places[scenario_id] = ref.where
                 record = self.records[scenario_id]
-                yield _Task(record, ref, f"{stamp(os.fspath(file))} {stamp(record.path)}")
+                yield Task(record, ref, f"{stamp(os.fspath(file))} {stamp(record.path)}")
         self.without_rollouts = [s for s in self.records if s not in places]
 
     def findings(self, missing: str) -> list[Finding]:
@@ -419,8 +425,12 @@ _KINDS = {
 }
 
 
-def _refuse(findings: Sequence[Finding], folder: Path | None) -> None:
-    """Raise the findings, where there are any, as one error; `folder` gets a list of them all."""
+def refuse(findings: Sequence[Finding], folder: Path | None) -> None:
+    """Raise the findings, where there are any, as one error; `folder` gets a list of them all.
+
+    Raises:
+        ScoringError: there are some.
+    """
     if not findings:
         return
     kinds: dict[str, dict[str, None]] = {}
@@ -470,7 +480,7 @@ class _Scored:
     agents: AgentRows | None
 
 
-def _score_task(rules: _Rules, task: _Task) -> _Scored | list[Finding]:
+def _score_task(rules: _Rules, task: Task) -> _Scored | list[Finding]:
     """Read, check and score one scene; whatever fails becomes findings about this scene."""
     from wosac_toolkit.io.scenarios import read_scenario
 

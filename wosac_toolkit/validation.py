@@ -48,7 +48,7 @@ class Finding:
         """One line: file, scenario, rollout, object, what."""
         places = [
             self.file,
-            f"scenario {self.scenario_id}",
+            f"scenario {self.scenario_id}" if self.scenario_id else "",
             "" if self.rollout is None else f"rollout {self.rollout}",
             "" if self.object_id is None else f"object {self.object_id}",
         ]
@@ -56,7 +56,7 @@ class Finding:
 
 
 def check_rollouts(
-    scenario: Scenario,
+    scenario: Scenario | None,
     rollouts: Rollouts,
     *,
     n_rollouts: int | None = 32,
@@ -67,7 +67,7 @@ def check_rollouts(
     """Everything that keeps `rollouts` from being scored against `scenario`.
 
     Args:
-        scenario: the scene.
+        scenario: the scene; None checks all but whether the objects are its own.
         rollouts: what a simulator made of it.
         n_rollouts: how many rollouts are expected; None takes any number but zero.
         n_steps: how many simulated steps are expected.
@@ -78,11 +78,13 @@ def check_rollouts(
         The findings: about the scene, then about its objects by their ids; empty where all is
         well. Non-finite values are one finding an object, which names the first of them.
     """
+    scenario_id = rollouts.scenario_id if scenario is None else scenario.scenario_id
     return [
-        Finding(code, what, scenario.scenario_id, rollout, object_id, file)
+        Finding(code, what, scenario_id, rollout, object_id, file)
         for code, what, rollout, object_id in (
-            *_whole(scenario, rollouts, n_rollouts, n_steps, whole_record),
-            *_objects(scenario, rollouts.object_ids),
+            *_whole(scenario_id, rollouts, n_rollouts, n_steps, whole_record),
+            *(() if scenario is None else _strangers(scenario, rollouts.object_ids)),
+            *_repeated(rollouts.object_ids),
             *_values(rollouts),
             *(_sizes(rollouts) if whole_record else ()),
         )
@@ -93,13 +95,13 @@ _Row = tuple[str, str, int | None, int | None]
 
 
 def _whole(
-    scenario: Scenario,
+    scenario_id: str,
     rollouts: Rollouts,
     n_rollouts: int | None,
     n_steps: int,
     whole_record: bool,
 ) -> Iterator[_Row]:
-    if rollouts.scenario_id != scenario.scenario_id:
+    if rollouts.scenario_id != scenario_id:
         what = f"the rollouts are of another scenario, {rollouts.scenario_id!r}"
         yield "wrong_scenario", what, None, None
     if n_rollouts is not None and rollouts.n_rollouts != n_rollouts:
@@ -116,17 +118,21 @@ def _whole(
         yield "step_count", what, None, None
 
 
-def _objects(scenario: Scenario, simulated: Int64Array) -> Iterator[_Row]:
+def _strangers(scenario: Scenario, simulated: Int64Array) -> Iterator[_Row]:
     tracks, step = scenario.tracks, scenario.current_time_index
     expected = set(tracks.object_ids[scenario.sim_agents()].tolist())
-    counts = Counter(simulated.tolist())
-    for object_id in sorted(counts.keys() - expected):
+    found = set(simulated.tolist())
+    for object_id in sorted(found - expected):
         in_scene = object_id in tracks.object_ids
         what = f"must not be simulated, it is not valid at step {step}"
         yield "unknown_object", what if in_scene else "is not in the scene", None, object_id
-    for object_id in sorted(expected - counts.keys()):
+    for object_id in sorted(expected - found):
         what = f"has no trajectory, but is valid at step {step} and so must be simulated"
         yield "missing_object", what, None, object_id
+
+
+def _repeated(simulated: Int64Array) -> Iterator[_Row]:
+    counts = Counter(simulated.tolist())
     for object_id in sorted(object_id for object_id, count in counts.items() if count > 1):
         yield "duplicate_object", f"comes {counts[object_id]} times", None, object_id
 

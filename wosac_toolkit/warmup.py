@@ -6,18 +6,19 @@ later processes load it.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from wosac_toolkit.baselines import simulate_baseline
+from wosac_toolkit.behaviour import measure_behaviour
 from wosac_toolkit.challenge import CHALLENGES, SCENARIO_GEN
 from wosac_toolkit.io.npz import write_npz
 from wosac_toolkit.io.rollouts import load_rollouts
 from wosac_toolkit.io.scenarios import index_scenarios, read_scenario, write_scenarios
 from wosac_toolkit.io.submission import SubmissionMetadata, write_submission
+from wosac_toolkit.kernels.jit import all_kernels
 from wosac_toolkit.metric import score_scenario
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Scenario
@@ -25,18 +26,21 @@ from wosac_toolkit.synthetic import generate_scenarios
 
 
 def warm_up() -> None:
-    """Write, read and score a synthetic scene, which calls every kernel."""
+    """Write, read, simulate, score and measure a synthetic scene, which calls every kernel."""
     with TemporaryDirectory() as folder:
         write_scenarios(folder, generate_scenarios(1, seed=0), 1)
         (record,) = index_scenarios(folder).values()
         scenario = read_scenario(record)
         rollouts = simulate_baseline(scenario, "constant_velocity", n_rollouts=2)
-        write_submission(Path(folder) / "warmup.binproto", [rollouts], SubmissionMetadata())
         write_npz(folder, rollouts)
         for loaded in load_rollouts(folder):
             for challenge in CHALLENGES:
                 score_scenario(scenario, loaded, challenge)
-        score_scenario(scenario, _generated(scenario), SCENARIO_GEN)
+        shard = Path(folder) / "warmup.binproto"
+        write_submission(shard, [_generated(scenario)], SubmissionMetadata())
+        for generated in load_rollouts(shard):
+            score_scenario(scenario, generated, SCENARIO_GEN)
+        measure_behaviour(scenario, simulate_baseline(scenario, "idm", n_rollouts=2))
 
 
 def _generated(scenario: Scenario) -> Rollouts:
@@ -50,14 +54,8 @@ def _generated(scenario: Scenario) -> Rollouts:
 
 def cache_files() -> list[Path]:
     """The files in which numba keeps the compiled kernels of this package."""
-    folders = {
-        Path(function.stats.cache_path)
-        for name, module in list(sys.modules.items())
-        if name.split(".")[0] == "wosac_toolkit"
-        for function in vars(module).values()
-        # Numba's dispatchers; the folder of a module's cache holds nothing of other packages.
-        if hasattr(function, "stats") and getattr(function.stats, "cache_path", None)
-    }
+    # The folder of a module's cache holds nothing of other packages.
+    folders = {Path(kernel.stats.cache_path) for kernel in all_kernels()}
     return sorted(
         path for folder in folders for kind in ("*.nbi", "*.nbc") for path in folder.glob(kind)
     )

@@ -5,8 +5,10 @@ shard, as `packed.json` records it for the scenes of this folder; ends with 1 wh
 faults.
 
     python check_pack.py submission.tar.gz scenes.tfrecord [more.tfrecord ...]
+    python check_pack.py --challenge scenario_gen submission.tar.gz scenes.tfrecord ...
 """
 
+import argparse
 import gzip
 import hashlib
 import importlib.metadata
@@ -36,7 +38,16 @@ def read_scenarios(path: str) -> dict:
     return scenarios
 
 
-def faults_of(name: str, submission, scenarios: dict, seen: set) -> list:
+def size_faults(rollouts, n_steps: int):
+    """What the official validation of scenario generation leaves to its scorer, which crashes."""
+    for joint_scene in rollouts.joint_scenes:
+        for trajectory in joint_scene.simulated_trajectories:
+            for field in ("width", "length", "height"):
+                if len(getattr(trajectory, field)) != n_steps:
+                    yield f"object {trajectory.object_id}: {field} is not of {n_steps} steps"
+
+
+def faults_of(name: str, submission, challenge, scenarios: dict, seen: set) -> list:
     faults = []
     if not re.fullmatch(r".*\.binproto(-\d{5}-of-\d{5})?", name):
         faults.append(f"{name}: not the name of a shard")
@@ -51,16 +62,23 @@ def faults_of(name: str, submission, scenarios: dict, seen: set) -> list:
         faults.append(f"{name}: not a submission to Sim Agents")
     for rollouts in submission.scenario_rollouts:
         try:
-            submission_specs.validate_scenario_rollouts(rollouts, scenarios[rollouts.scenario_id])
+            submission_specs.validate_scenario_rollouts(
+                rollouts, scenarios[rollouts.scenario_id], challenge
+            )
         except (KeyError, ValueError) as error:
             faults.append(f"{name}: {rollouts.scenario_id}: {error}")
+        if challenge == submission_specs.ChallengeType.SCENARIO_GEN:
+            n_steps = submission_specs.get_submission_config(challenge).n_simulation_steps
+            for fault in size_faults(rollouts, n_steps):
+                faults.append(f"{name}: {rollouts.scenario_id}: {fault}")
         if rollouts.scenario_id in seen:
             faults.append(f"{name}: {rollouts.scenario_id}: twice")
         seen.add(rollouts.scenario_id)
     return faults
 
 
-def main(archive: str, *files: str) -> int:
+def main(challenge_name: str, archive: str, files: list) -> int:
+    challenge = submission_specs.ChallengeType(challenge_name)
     scenarios = {}
     for file in files:
         scenarios.update(read_scenarios(file))
@@ -73,11 +91,12 @@ def main(archive: str, *files: str) -> int:
             # Ours are the bytes that the official package writes.
             if submission.SerializeToString(deterministic=True) != data:
                 faults.append(f"{member.name}: the official package writes other bytes")
-            faults += faults_of(member.name, submission, scenarios, seen)
+            faults += faults_of(member.name, submission, challenge, scenarios, seen)
             shards[member.name] = hashlib.sha256(data).hexdigest()
     faults += [f"{scenario_id} is missing" for scenario_id in scenarios if scenario_id not in seen]
     result = {
         "package": f"{PACKAGE} {importlib.metadata.version(PACKAGE)}",
+        "challenge": challenge.value,
         "n_scenarios": len(seen),
         "faults": faults,
         "shards": shards,
@@ -87,4 +106,10 @@ def main(archive: str, *files: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    names = [challenge.value for challenge in submission_specs.ChallengeType]
+    parser.add_argument("--challenge", choices=names, default="sim_agents")
+    parser.add_argument("archive")
+    parser.add_argument("files", nargs="+")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.challenge, arguments.archive, arguments.files))

@@ -2,7 +2,8 @@
 
 They ship with the package, so they are small: a junction of a synthetic scene, eight objects, and
 numbers rounded to binary fractions, which compress well. The rollouts collide, leave the road and
-run red lights. As in this folder, `record.py` then writes the official results beside them.
+run red lights; those of scenario generation lie in `scenario_gen/`. As in this folder, `record.py`
+then writes the official results beside them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SEED = 7
 INDEX = 37
 N_AGENTS = 8
 N_ROLLOUTS = 4
+N_GENERATED = 2
 RADIUS = 60.0
 EDGE = MapFeatureKind.ROAD_EDGE
 
@@ -113,22 +115,50 @@ def jostled(rollouts: Rollouts) -> Rollouts:
     return replace(rollouts, states=states.astype(np.float32))
 
 
+def generated(scenario: Scenario) -> Rollouts:
+    """The whole record, what is missing as at the nearest step, jostled, some agents driven off the
+    road; sizes of its own.
+    """
+    tracks, rows = scenario.tracks, scenario.sim_agents()
+    steps = np.arange(scenario.n_steps)
+    away = np.where(tracks.valid[rows, None], abs(steps[:, None] - steps), scenario.n_steps)
+    nearest = away.argmin(axis=2)[..., None]
+    states = np.concatenate([tracks.position[rows], tracks.heading[rows, :, None]], axis=2)
+    states = np.repeat(np.take_along_axis(states, nearest, axis=1)[None], N_GENERATED, axis=0)
+    states[1, ::3, :, 1] += np.linspace(0, 16, scenario.n_steps)
+    sizes = np.take_along_axis(tracks.size[rows], nearest, axis=1)
+    factors = np.random.default_rng(SEED).uniform(0.7, 1.3, (N_GENERATED, len(rows), 1, 3))
+    return jostled(
+        Rollouts(
+            scenario.scenario_id,
+            tracks.object_ids[rows],
+            states.astype(np.float32),
+            sizes=rounded(sizes * factors, 32).astype(np.float32),
+            object_types=np.repeat(tracks.object_types[None, rows], N_GENERATED, axis=0),
+        )
+    )
+
+
 def main() -> None:
     scenario = small(generate_scenario(SEED, INDEX))
     rollouts = jostled(simulate_baseline(scenario, "constant_velocity", N_ROLLOUTS, SEED))
-    FOLDER.mkdir(exist_ok=True)
-    np.savez_compressed(
-        FOLDER / f"{scenario.scenario_id}.npz",
-        scenario_id=scenario.scenario_id,
-        object_ids=rollouts.object_ids,
-        states=rollouts.states,
-    )
+    (FOLDER / "scenario_gen").mkdir(parents=True, exist_ok=True)
+    write_bundle(FOLDER, rollouts)
+    write_bundle(FOLDER / "scenario_gen", generated(scenario))
     # No time of writing in the header, so that the same scene gives the same bytes.
     with (
         (FOLDER / "scenes.tfrecord.gz").open("wb") as file,
         gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as stream,
     ):
         write_record(stream, encode_scenario(scenario))
+
+
+def write_bundle(folder: Path, rollouts: Rollouts) -> None:
+    arrays = {name: getattr(rollouts, name) for name in rollouts.__dataclass_fields__}
+    np.savez_compressed(
+        folder / f"{rollouts.scenario_id}.npz",
+        **{name: array for name, array in arrays.items() if array is not None},
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Score the bundles of this folder with an official release and write its results beside them.
+"""Score the bundles of a folder with an official release and write its results beside them.
 
 Runs in the oracle's environment, not in ours: `make oracle` calls it once a challenge year, with
 the release of that year first on PYTHONPATH.
 
     python record.py 2024
+    python record.py 2024 ../../wosac_toolkit/recorded
 
-`scenario_gen_2025` is the sister challenge, which the release of 2025 scores too; of its bundles
-the features are recorded as well, in `<name>.features.npz`.
+Without a folder it is this one. `scenario_gen_2025` is the sister challenge, which the release of
+2025 scores too; its bundles lie in `scenario_gen/`. Of those in this folder the features are
+recorded as well, in `<name>.features.npz`.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from pathlib import Path
 # Without oneDNN's fused matrix products, whose last bit depends on the processor.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 # The message classes of 2023 are too old for protobuf's compiled back end.
-if sys.argv[1:] == ["2023"]:
+if sys.argv[1:2] == ["2023"]:
     os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 
 import numpy as np
@@ -32,7 +34,7 @@ from waymo_open_dataset.protos import (
 )
 from waymo_open_dataset.wdl_limited.sim_agents_metrics import metrics
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 SCENARIO_GEN = "scenario_gen_2025"
 CONFIG = {
     SCENARIO_GEN: "challenge_2025_scenario_gen_config.textproto",
@@ -83,8 +85,8 @@ def as_dict(message) -> dict:
     return {field.name: value for field, value in message.ListFields()}
 
 
-def score(year: str, config, scenario, rollouts, features_file: Path):
-    """The metrics of a bundle; of scenario generation the features go to `features_file`."""
+def score(year: str, config, scenario, rollouts, features_file):
+    """The metrics of a bundle; of scenario generation the features go to the file, if any."""
     if year != SCENARIO_GEN:
         return metrics.compute_scenario_metrics_for_bundle(config, scenario, rollouts)
     # Other releases have neither.
@@ -95,26 +97,29 @@ def score(year: str, config, scenario, rollouts, features_file: Path):
     for joint_scene in rollouts.joint_scenes:
         submission_specs.validate_joint_scene(joint_scene, scenario, challenge)
     log, sim = metric_features.compute_scenario_rollouts_features(scenario, rollouts, challenge)
-    np.savez_compressed(
-        features_file,
-        **{
-            f"{kind}.{field.name}": getattr(features, field.name).numpy()
-            for kind, features in (("log", log), ("sim", sim))
-            for field in dataclasses.fields(features)
-        },
-    )
+    if features_file is not None:
+        np.savez_compressed(
+            features_file,
+            **{
+                f"{kind}.{field.name}": getattr(features, field.name).numpy()
+                for kind, features in (("log", log), ("sim", sim))
+                for field in dataclasses.fields(features)
+            },
+        )
     return metrics.compute_scenario_metrics_for_features_bundle(
         config, scenario.scenario_id, log, sim
     )
 
 
-def main(year: str) -> None:
+def main(year: str, root: Path = HERE) -> None:
     config = text_format.Parse(
         (Path(metrics.__file__).parent / CONFIG[year]).read_text(),
         sim_agents_metrics_pb2.SimAgentMetricsConfig(),
     )
-    folder = HERE / "scenario_gen" if year == SCENARIO_GEN else HERE
-    scenarios = read_scenarios(folder)
+    folder = root / "scenario_gen" if year == SCENARIO_GEN else root
+    # In the folder of `wosac doctor` all bundles are of one scene.
+    has_own = (folder / "scenes.tfrecord.gz").exists()
+    scenarios = read_scenarios(folder if has_own else root)
     for path in sorted(folder.glob("*.npz")):
         if path.name.endswith(".features.npz"):
             continue
@@ -122,7 +127,7 @@ def main(year: str) -> None:
         scenario_id = str(bundle["scenario_id"])
         result = score(
             year, config, scenarios[scenario_id], to_proto(bundle),
-            path.with_suffix(".features.npz"),
+            path.with_suffix(".features.npz") if root == HERE else None,
         )  # fmt: skip
         buckets = metrics.aggregate_metrics_to_buckets(config, result)
         # A proto leaves out fields that were not set; a zero that was set is listed.
@@ -137,4 +142,4 @@ def main(year: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *(Path(folder).resolve() for folder in sys.argv[2:3]))

@@ -15,6 +15,7 @@ from wosac_toolkit.baselines.intelligent_driver import idm
 from wosac_toolkit.baselines.log_replay import log
 from wosac_toolkit.baselines.policy import Policy
 from wosac_toolkit.baselines.random_agent import random
+from wosac_toolkit.baselines.static import static
 from wosac_toolkit.errors import ScenarioError, WosacError
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Scenario
@@ -26,6 +27,7 @@ POLICIES: dict[str, Policy] = {
     "constant_velocity": constant_velocity,
     "constant_turn_rate": constant_turn_rate,
     "idm": idm,
+    "static": static,
     "random": random,
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wosac_toolkit.challenge import ALL_CHALLENGES
 from wosac_toolkit.cli.help import Command
 from wosac_toolkit.cli.tables import counted
 from wosac_toolkit.errors import WosacError
@@ -61,6 +62,14 @@ if TYPE_CHECKING:
     is_flag=True,
     help="acknowledge_complies_with_closed_loop_requirement: the rollouts were simulated in closed "
     "loop, as the rules demand.",
+)
+@click.option(
+    "--challenge",
+    type=click.Choice(list(ALL_CHALLENGES)),
+    default="2025",
+    show_default=True,
+    help="What the submission is for; scenario_gen_2025 has 91 steps and sizes, the years are all "
+    "alike.",
 )
 @click.option(
     "--scenarios",
@@ -118,6 +127,7 @@ def command(
     public_pretraining: bool | None,
     public_models: tuple[str, ...],
     closed_loop: bool,
+    challenge: str,
     scenarios: str | None,
     split: Split | None,
     validate: bool,
@@ -158,6 +168,7 @@ def command(
             rollouts,
             out,
             fields,
+            challenge=challenge,
             scenarios=scenarios if validate else None,
             n_shards=shards,
             level=level,
@@ -177,7 +188,13 @@ def command(
     if validate:
         from wosac_toolkit.cli.validate import run
 
-        checked = run(out, scenarios, split=split if scenarios else None, workers=workers)
+        checked = run(
+            out,
+            scenarios,
+            challenge=challenge,
+            split=split if scenarios else None,
+            workers=workers,
+        )
         if checked.n_errors:
             ctx.exit(1)
 

@@ -80,7 +80,8 @@ def command(
     """Simulate scenes with a baseline policy.
 
     log replays what happened; constant_velocity and constant_turn_rate go on as now; idm follows
-    the lanes of the map and its leaders, and stops for red lights; random is the floor.
+    the lanes of the map and its leaders, and stops for red lights; static holds every pose; random
+    is the floor.
 
     Every scene has the same rollouts whatever the number of workers. Writes a manifest.json beside
     the rollouts, by which `wosac score` finds the scenes.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wosac_toolkit.challenge import ALL_CHALLENGES
 from wosac_toolkit.cli.help import Command
 from wosac_toolkit.cli.tables import counted
 from wosac_toolkit.errors import WosacError
@@ -27,6 +28,7 @@ _SHOWN = 20
         "wosac validate submission.tar.gz --scenarios womd/testing",
         "wosac validate submission.tar.gz --scenarios womd --split test --format json",
         "wosac validate rollouts/",
+        "wosac validate generated.tar.gz --scenarios womd --challenge scenario_gen_2025",
     ),
 )
 @click.argument("submission")
@@ -42,6 +44,14 @@ _SHOWN = 20
     type=click.Choice(["test", "val"]),
     help="The split that the submission is for: takes its subfolder of --scenarios where there is "
     "one, and refuses scenes of the other.",
+)
+@click.option(
+    "--challenge",
+    type=click.Choice(list(ALL_CHALLENGES)),
+    default="2025",
+    show_default=True,
+    help="What the submission is for; scenario_gen_2025 has 91 steps and sizes, the years are all "
+    "alike.",
 )
 @click.option(
     "--no-scenarios",
@@ -69,6 +79,7 @@ def command(
     submission: str,
     scenarios: str | None,
     split: Split | None,
+    challenge: str,
     no_scenarios: bool,
     strict: bool,
     workers: int | None,
@@ -92,7 +103,14 @@ def command(
             mend = f"{error.mend}; or --no-scenarios"
             raise WosacError(error.what, where=error.where, mend=mend) from None
         click.echo(f"scenes: {scenarios}", err=True)
-    checked = run(submission, scenarios, split=split, workers=workers, format_=format_)
+    checked = run(
+        submission,
+        scenarios,
+        challenge=challenge,
+        split=split,
+        workers=workers,
+        format_=format_,
+    )
     if checked.n_errors or (strict and checked.n_warnings):
         ctx.exit(1)
 
@@ -101,6 +119,7 @@ def run(
     submission: str | os.PathLike[str],
     scenarios: str | None,
     *,
+    challenge: str = "2025",
     split: Split | None = None,
     workers: int | None = None,
     format_: str = "text",
@@ -110,7 +129,13 @@ def run(
 
     def check(report: Callable[[Finding], object]) -> Checked:
         return check_submission(
-            submission, scenarios, report, split=split, workers=workers, progress=True
+            submission,
+            scenarios,
+            report,
+            challenge=challenge,
+            split=split,
+            workers=workers,
+            progress=True,
         )
 
     try:
@@ -122,14 +147,14 @@ def run(
 def _print_text(
     submission: str, check: Callable[[Callable[[Finding], object]], Checked]
 ) -> Checked:
-    from wosac_toolkit.submission.findings import ERRORS, WARNINGS, describe
+    from wosac_toolkit.submission.findings import ERRORS, WARNINGS
 
     first: dict[str, list[str]] = {}
 
     def keep(finding: Finding) -> None:
         lines = first.setdefault(finding.code, [])
         if len(lines) < _SHOWN:
-            lines.append(describe(finding))
+            lines.append(str(finding))
 
     checked = check(keep)
     for kind, codes in (("error", ERRORS), ("warning", WARNINGS)):

@@ -208,7 +208,7 @@ def iter_archive(path: PathLike) -> Iterator[ArchivedRollouts]:
             raw.seek(0)
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
             with tarfile.open(
-                fileobj=stream, mode="r|", bufsize=1 << 20, tarinfo=_Member
+                fileobj=stream, mode="r|", bufsize=1 << 20, tarinfo=BoundedMember
             ) as archive:
                 for member in archive:
                     if format_of(os.path.basename(member.name)) == "submission":
@@ -227,7 +227,7 @@ def iter_archive(path: PathLike) -> Iterator[ArchivedRollouts]:
         )
 
 
-class _Member(tarfile.TarInfo):
+class BoundedMember(tarfile.TarInfo):
     """A member whose claimed size is checked as soon as its header is read.
 
     `tarfile` reads the long names and the attributes of members into memory, whatever their size.
@@ -235,6 +235,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """The member of a header; `tarfile.ReadError` where it claims too much."""
         member = super().frombuf(buf, encoding, errors)
         if member.size < 0 or (member.type in _HEADERS and member.size > _MAX_HEADER_BYTES):
             raise tarfile.ReadError(f"member {member.name!r} claims {member.size} bytes")
@@ -291,11 +292,7 @@ def _index(file: Path) -> Iterator[RolloutsRef]:
 
 
 def _checked(message: bytes, scenario_id: str, where: str) -> Rollouts:
-    # Imported here: whoever only looks for files needs no kernels.
-    from wosac_toolkit.io.scenario_gen import with_boxes
-
     rollouts = submission.decode_scenario_rollouts(message, where=where)
-    rollouts = with_boxes(rollouts, message, where=where)
     if rollouts.scenario_id != scenario_id:
         raise RolloutsError(
             f"holds scenario {rollouts.scenario_id!r}, not {scenario_id!r}",

@@ -9,6 +9,10 @@ is length-delimited (a joint scene) is a bare message too; any other first field
 
 The decoder makes three passes over a message: it counts joint scenes and trajectories, measures
 every trajectory, and, when all lengths and object ids are known to fit together, copies the floats.
+
+A trajectory of the Scenario Generation challenge also holds the sizes of its box, a float a step
+each, and its object type. Its field 11, valid, is neither read nor written: the official scorer
+takes what is simulated for valid throughout.
 """
 
 from __future__ import annotations
@@ -29,9 +33,11 @@ from wosac_toolkit.errors import FormatError, RolloutsError, some_ids
 from wosac_toolkit.io import wire
 from wosac_toolkit.io.files import atomic_write
 from wosac_toolkit.rollouts import Rollouts
-from wosac_toolkit.scenario import Int64Array
+from wosac_toolkit.scenario import Int64Array, ObjectType
 
 Source: TypeAlias = io.BufferedReader | bytes | memoryview
+# Of a message: the same bytes in every joint scene, or a row [R, bytes] for each.
+_Piece: TypeAlias = bytes | npt.NDArray[np.uint8]
 
 FILE_NAME = re.compile(r".*\.binproto(-\d{5}-of-\d{5})?")
 """What the challenge server accepts as the name of a shard."""
@@ -54,11 +60,17 @@ SCENARIO_ID = 1 << 3 | wire.LENGTH_DELIMITED
 JOINT_SCENE = 2 << 3 | wire.LENGTH_DELIMITED
 # JointScene
 TRAJECTORY = 1 << 3 | wire.LENGTH_DELIMITED
-# SimulatedTrajectory. Its other fields belong to the scenario generation challenge and are skipped:
-# width 7, length 8, height 9 (floats), object_type 10, valid 11.
+# SimulatedTrajectory
 CENTER_X = 2
 HEADING = 5
 OBJECT_ID = 6 << 3 | wire.VARINT
+WIDTH = 7
+LENGTH = 8
+HEIGHT = 9
+OBJECT_TYPE = 10 << 3 | wire.VARINT
+
+# The columns of `Rollouts.sizes` by their fields.
+_SIZES = {WIDTH: 1, LENGTH: 0, HEIGHT: 2}
 
 
 # Decoding one message
@@ -69,6 +81,8 @@ def decode_scenario_rollouts(data: bytes | memoryview, *, where: str) -> Rollout
 
     Objects are in the order of the first joint scene; the other joint scenes may list the same
     objects in another order. Unknown fields are skipped, repeated floats may be packed or not.
+    Sizes that are not there for each step of each trajectory are as good as none: a Sim Agents
+    submission may carry anything there.
 
     Args:
         data: the serialized message.
@@ -83,18 +97,11 @@ def decode_scenario_rollouts(data: bytes | memoryview, *, where: str) -> Rollout
         RolloutsError: no scenario id, a joint scene whose objects are not those of the first, or
             trajectories whose coordinates differ in length; names rollout and objects.
     """
-    from wosac_toolkit.io.submission_kernels import fill
-    from wosac_toolkit.io.wire_kernels import check
-
     table = _measure(data, where)
-    n_scenes = len(table.sizes)
-    n_objects = int(table.sizes[0]) if n_scenes else 0
+    n_objects = int(table.sizes[0]) if len(table.sizes) else 0
     slots = _align(table.object_ids, table.sizes, table.where)
     n_steps = _common_length(table.steps, table.object_ids, n_objects, table.where)
-    states = np.empty((n_scenes, n_objects, n_steps, 4), np.float32)
-    pos = fill(table.data, table.spans, slots, states.view(np.uint32))
-    check(pos, "ScenarioRollouts", table.where)
-    return Rollouts(table.scenario_id, table.object_ids[:n_objects].astype(np.int64), states)
+    return _copied(table, table.spans, slots, table.object_ids[:n_objects], n_steps)
 
 
 _Misfit = Literal["absent", "repeated", "ragged", "other_length"]
@@ -130,9 +137,6 @@ def salvage_scenario_rollouts(
         FormatError: not a sound message; names the byte.
         RolloutsError: no scenario id, or more joint scenes and objects than can be compared.
     """
-    from wosac_toolkit.io.submission_kernels import fill
-    from wosac_toolkit.io.wire_kernels import check
-
     table = _measure(data, where)
     n_scenes = len(table.sizes)
     rollout = np.repeat(np.arange(n_scenes), table.sizes)
@@ -167,12 +171,8 @@ def salvage_scenario_rollouts(
     ]
     rows = np.flatnonzero(sound[column])
     rows = rows[np.lexsort((column[rows], rollout[rows]))]
-    n_objects = int(sound.sum())
-    states = np.empty((n_scenes, n_objects, n_steps, 4), np.float32)
-    slots = np.tile(np.arange(n_objects), n_scenes)
-    pos = fill(table.data, table.spans[rows], slots, states.view(np.uint32))
-    check(pos, "ScenarioRollouts", table.where)
-    return Rollouts(table.scenario_id, ids[sound].astype(np.int64), states), misfits
+    slots = np.tile(np.arange(sound.sum()), n_scenes)
+    return _copied(table, table.spans[rows], slots, ids[sound], n_steps), misfits
 
 
 class _Table(NamedTuple):
@@ -220,6 +220,30 @@ def _measure(data: bytes | memoryview, where: str) -> _Table:
     pos = measure(array, sizes, object_ids, steps, spans)
     check(pos, "ScenarioRollouts", where)
     return _Table(array, scenario_id, where, sizes, object_ids, steps, spans)
+
+
+def _copied(
+    table: _Table,
+    spans: Int64Array,
+    slots: Int64Array,
+    object_ids: npt.NDArray[np.int32],
+    n_steps: int,
+) -> Rollouts:
+    """The rollouts of N objects, whose trajectories have spans and slots [R * N]."""
+    from wosac_toolkit.io.submission_kernels import carries_boxes, fill, fill_boxes
+    from wosac_toolkit.io.wire_kernels import check
+
+    shape = len(table.sizes), len(object_ids), n_steps
+    states = np.empty((*shape, 4), np.float32)
+    pos = fill(table.data, spans, slots, states.view(np.uint32))
+    check(pos, "ScenarioRollouts", table.where)
+    sizes = types = None
+    if len(spans) and carries_boxes(table.data, *spans[0]):
+        sizes, types = np.empty((*shape, 3), np.float32), np.zeros(shape[:2], np.int8)
+        complete, typed = fill_boxes(table.data, spans, slots, sizes.view(np.uint32), types)
+        sizes, types = sizes if complete else None, types if typed else None
+    ids = object_ids.astype(np.int64)
+    return Rollouts(table.scenario_id, ids, states, sizes=sizes, object_types=types)
 
 
 def _align(object_ids: npt.NDArray[np.int32], sizes: Int64Array, where: str) -> Int64Array:
@@ -486,32 +510,44 @@ def encode_scenario_rollouts(rollouts: Rollouts) -> bytes:
     """A serialized `ScenarioRollouts`, byte for byte as the official package writes it.
 
     Raises:
-        RolloutsError: an object id that is no int32.
+        RolloutsError: an object id that is no int32, or an object type that is no `ObjectType`.
     """
-    states = rollouts.states
-    ids = rollouts.object_ids
+    ids, types = rollouts.object_ids, rollouts.object_types
     where = f"scenario {rollouts.scenario_id}"
     outside = ids[ids != ids.astype(np.int32)]
     if len(outside):
         raise RolloutsError(f"object ids {some_ids(outside.tolist())} are not int32", where=where)
-    n_rollouts, _, n_steps, _ = states.shape
-    # Every joint scene has the same layout, so each of its bytes is a column of one table.
-    values = np.ascontiguousarray(states.transpose(1, 3, 0, 2), dtype="<f4")
-    floats = values.view(np.uint8)  # [N, 4, R, 4 T]
-    pieces: list[bytes | npt.NDArray[np.uint8]] = []
-    for row, object_id in enumerate(ids.tolist()):
-        trajectory: list[bytes | npt.NDArray[np.uint8]] = []
-        for column in range(4 if n_steps else 0):
-            tag = wire.encode_tag(CENTER_X + column, wire.LENGTH_DELIMITED)
-            trajectory += [tag + wire.encode_varint(4 * n_steps), floats[row, column]]
-        trajectory.append(
-            wire.encode_varint(OBJECT_ID) + wire.encode_varint(object_id),
+    if types is not None and len(unknown := np.setdiff1d(types, list(ObjectType))):
+        raise RolloutsError(
+            f"object types {some_ids(unknown.tolist())} are not of the proto's, "
+            f"{min(ObjectType)} to {max(ObjectType)}",
+            where=where,
         )
+    columns = {CENTER_X + k: rollouts.states[..., k] for k in range(4)}
+    if rollouts.sizes is not None:
+        columns |= {number: rollouts.sizes[..., k] for number, k in _SIZES.items()}
+    # Every joint scene has the same layout, so each of its bytes is a column of one table.
+    values = np.empty((len(ids), len(columns), rollouts.n_rollouts, rollouts.n_steps), "<f4")
+    for k, column in enumerate(columns.values()):
+        values[:, k] = column.transpose(1, 0, 2)
+    floats = values.view(np.uint8)  # [N, columns, R, 4 T]
+    width = wire.encode_varint(4 * rollouts.n_steps)
+    tags = [wire.encode_tag(number, wire.LENGTH_DELIMITED) + width for number in columns]
+    pieces: list[_Piece] = []
+    for row, object_id in enumerate(ids.tolist()):
+        named = wire.encode_varint(OBJECT_ID) + wire.encode_varint(object_id)
+        fields: dict[int, list[_Piece]] = {OBJECT_ID >> 3: [named]}
+        for k, number in enumerate(columns if rollouts.n_steps else ()):
+            fields[number] = [tags[k], floats[row, k]]
+        if types is not None:
+            kinds = types[:, row, None].astype(np.uint8)  # varints of a byte
+            fields[OBJECT_TYPE >> 3] = [wire.encode_varint(OBJECT_TYPE), kinds]
+        trajectory = [piece for number in sorted(fields) for piece in fields[number]]
         length = sum(_width(piece) for piece in trajectory)
         pieces += [wire.encode_varint(TRAJECTORY) + wire.encode_varint(length), *trajectory]
     length = sum(_width(piece) for piece in pieces)
     pieces.insert(0, wire.encode_varint(JOINT_SCENE) + wire.encode_varint(length))
-    table = np.empty((n_rollouts, sum(_width(piece) for piece in pieces)), np.uint8)
+    table = np.empty((rollouts.n_rollouts, sum(_width(piece) for piece in pieces)), np.uint8)
     start = 0
     for piece in pieces:
         stop = start + _width(piece)
@@ -525,7 +561,7 @@ def message_head(length: int) -> bytes:
     return wire.encode_varint(_SCENARIO_ROLLOUTS) + wire.encode_varint(length)
 
 
-def _width(piece: bytes | npt.NDArray[np.uint8]) -> int:
+def _width(piece: _Piece) -> int:
     return len(piece) if isinstance(piece, bytes) else piece.shape[-1]
 
 
@@ -539,7 +575,8 @@ class SubmissionMetadata:
     A text that is empty and a flag that is None are not set in the message.
 
     Attributes:
-        submission_type: 1, SIM_AGENTS_SUBMISSION; 0 where a file does not say.
+        submission_type: 1, SIM_AGENTS_SUBMISSION, also in scenario generation, which has no type of
+            its own; 0 where a file does not say.
         account_name: the registered e-mail address.
         unique_method_name: short; the leaderboard shows the latest result of a method.
         authors: their names.

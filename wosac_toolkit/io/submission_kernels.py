@@ -8,10 +8,14 @@ import numpy.typing as npt
 from wosac_toolkit.io.submission import (
     CENTER_X,
     HEADING,
+    HEIGHT,
     JOINT_SCENE,
+    LENGTH,
     OBJECT_ID,
+    OBJECT_TYPE,
     SCENARIO_ID,
     TRAJECTORY,
+    WIDTH,
 )
 from wosac_toolkit.io.wire import FIXED32, LENGTH_DELIMITED
 from wosac_toolkit.io.wire_kernels import (
@@ -26,7 +30,9 @@ from wosac_toolkit.io.wire_kernels import (
     varint,
 )
 from wosac_toolkit.kernels.jit import kernel
-from wosac_toolkit.scenario import Int64Array
+from wosac_toolkit.scenario import Int64Array, ObjectType
+
+_LAST_TYPE = int(max(ObjectType))
 
 
 @kernel
@@ -185,3 +191,62 @@ def _fill_trajectory(
             step += 1
         filled[column] = step
     return pos
+
+
+@kernel
+def carries_boxes(data: ByteArray, pos: Integer, end: Integer) -> bool:
+    """Whether a trajectory that was measured has a size or a type."""
+    while pos < end:
+        tag, pos = varint(data, pos, end)
+        if WIDTH <= tag >> 3 <= HEIGHT or tag == OBJECT_TYPE:
+            return True
+        pos = skip(data, pos, end, tag)
+    return False
+
+
+@kernel
+def fill_boxes(
+    data: ByteArray,
+    spans: Int64Array,
+    slots: Int64Array,
+    bits: npt.NDArray[np.uint32],
+    types: npt.NDArray[np.int8],
+) -> tuple[bool, bool]:
+    """Fill `bits` [R, N, T, 3] with sizes, `types` [R, N] with types.
+
+    The spans were measured, so that the message is known to be sound.
+
+    Returns:
+        Whether no size is missing, and whether there is any type. Types that the proto does not
+        know are those of nobody, 0, as to the official package.
+    """
+    n_objects, n_steps = bits.shape[1:3]
+    complete, typed = n_steps > 0, False
+    filled = np.empty(3, np.int64)
+    for row in range(len(spans)):
+        r, n = row // n_objects, slots[row]
+        filled[:] = 0
+        pos, end = spans[row, 0], spans[row, 1]
+        while pos < end:
+            tag, pos = varint(data, pos, end)
+            number, wire_type = tag >> 3, tag & 7
+            if tag == OBJECT_TYPE:
+                value, pos = varint(data, pos, end)
+                types[r, n] = value if 0 <= value <= _LAST_TYPE else 0
+                typed = True
+            elif WIDTH <= number <= HEIGHT and wire_type in (LENGTH_DELIMITED, FIXED32):
+                column = 1 if number == WIDTH else (0 if number == LENGTH else 2)
+                start = pos
+                if wire_type == LENGTH_DELIMITED:
+                    start, pos = block(data, pos, end)
+                else:
+                    _, pos = fixed32(data, pos, end)
+                while start + 4 <= pos and filled[column] < n_steps:
+                    bits[r, n, filled[column], column] = bits32(data, start)
+                    filled[column] += 1
+                    start += 4
+                complete &= start == pos
+            else:
+                pos = skip(data, pos, end, tag)
+        complete &= filled.min() == n_steps
+    return complete, typed

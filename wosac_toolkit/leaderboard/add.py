@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from wosac_toolkit.challenge import CHALLENGES
+from wosac_toolkit.challenge import CHALLENGES, SCENARIO_GEN
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.io.files import atomic_write
 from wosac_toolkit.leaderboard.entry import (
@@ -124,6 +124,11 @@ def _check_signature(summary: Summary, where: str) -> None:
             f"unknown signature{what}: {summary.signature[:200]!r}",
             where=where,
             mend="only runs of wosac score with the toolkit's own metric have a place here",
+        )
+    if summary.challenge == SCENARIO_GEN.name:
+        raise WosacError(
+            "the leaderboard is of Sim Agents, and this is a run of Scenario Generation",
+            where=where,
         )
     if summary.challenge not in CHALLENGES:
         raise WosacError(f"unknown version of the metric {summary.challenge!r}", where=where)

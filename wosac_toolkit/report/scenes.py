@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class FeatureHistogram:
 
 @dataclass(frozen=True, slots=True)
 class FeatureRate:
-    """How often something happens to an evaluated agent within the eight seconds.
+    """How often something happens to an evaluated agent within the simulation.
 
     Attributes:
         component: name of the component.
@@ -186,6 +186,8 @@ def look_at_scenes(
 ) -> tuple[SimulatedFeatures, dict[str, SceneFindings]]:
     """Compare features in the sampled scenes, and look at the worst ones.
 
+    Scenes of Scenario Generation are not looked at one by one, see `explain_scenario`.
+
     Args:
         wanted: a model each; all of them have the same sample.
         challenge: version of the metric of all of them.
@@ -203,11 +205,12 @@ def look_at_scenes(
     for want in wanted:
         name, run = want.model.name, want.model.runs[0]
         tally, scenes, why = _Tally(challenge), {}, ""
+        looked_at = replace(want, worst=()) if challenge.whole_record else want
         try:
-            for scenario, rollouts in _load(run, want.scenario_ids, scenarios):
+            for scenario, rollouts in _load(run, looked_at.scenario_ids, scenarios):
                 if scenario.scenario_id in want.sample:
                     tally.add(scenario, rollouts)
-                if scenario.scenario_id in want.worst:
+                if scenario.scenario_id in looked_at.worst:
                     found = _look(run, scenario, rollouts, challenge, room)
                     room -= len(found.picture.content) if found.picture else 0
                     scenes[scenario.scenario_id] = found
@@ -218,6 +221,8 @@ def look_at_scenes(
             absent[name] = why
         elif tally.n_scenes:
             tallies[name] = tally
+        if challenge.whole_record:
+            why = why or f"single scenes of {challenge.name} are not explained"
         findings[name] = SceneFindings(scenes, why if len(scenes) < len(want.worst) else "")
     return _features(tallies, absent, challenge, wanted[0].sample, n_scenes), findings
 

@@ -1,1 +1,1 @@
-"""Submissions to the Sim Agents challenge: checked before they are uploaded, and packed."""
+"""Submissions to Sim Agents and Scenario Generation: checked before the upload, and packed."""

@@ -19,7 +19,7 @@ from typing import IO, BinaryIO, cast
 from wosac_toolkit.errors import FormatError
 from wosac_toolkit.io import submission
 from wosac_toolkit.io.files import one_line
-from wosac_toolkit.io.rollouts import _Member
+from wosac_toolkit.io.rollouts import BoundedMember
 
 MAX_MEMBERS = 100_000
 """Shards have numbers of five digits."""
@@ -135,7 +135,7 @@ def iter_shards(path: Path, report: Report) -> Iterator[Shard]:
                 report("archive_name", "is not gzipped, whatever its name says", file)
             stream = GzipStream(raw, file) if zipped else raw
             with tarfile.open(
-                fileobj=cast(IO[bytes], stream), mode="r|", bufsize=1 << 20, tarinfo=_Member
+                fileobj=cast(IO[bytes], stream), mode="r|", bufsize=1 << 20, tarinfo=BoundedMember
             ) as archive:
                 yield from _members(archive, file, report)
             while stream.read(1 << 20):  # To the end, where gzip has its checksum.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from wosac_toolkit.challenge import Challenge, get_challenge
 from wosac_toolkit.errors import FormatError, RolloutsError, WosacError, some_ids
 from wosac_toolkit.io import submission
 from wosac_toolkit.io.rollouts import RolloutsRef, is_archive, rollout_files
@@ -83,9 +84,8 @@ def check_submission(
     scenarios: ShardPath | None,
     report: Callable[[Finding], object],
     *,
+    challenge: str | Challenge = "2025",
     split: Split | None = None,
-    n_rollouts: int = 32,
-    n_steps: int = 80,
     workers: int | None = None,
     progress: bool = False,
 ) -> Checked:
@@ -102,10 +102,10 @@ def check_submission(
             and objects.
         report: gets each finding: those about scenes in the order of the submission, then those
             about the archive, the metadata and the coverage.
+        challenge: the version of the metric that the submission is for: Scenario Generation wants
+            other lengths, and sizes. The metadata do not tell, as the two have one type.
         split: expect the scenes of this split; where `scenarios` is WOMD's folder, its subfolder
             is taken.
-        n_rollouts: rollouts that each scene must have.
-        n_steps: simulated steps that each rollout must have.
         workers: processes; None for one a CPU, fewer where there is little to check.
         progress: show a progress bar on stderr.
 
@@ -125,7 +125,7 @@ def check_submission(
     path = Path(path)
     files = [path] if is_archive(path) and path.exists() else rollout_files(path)
     n_bytes = sum(file.stat().st_size for file in files)
-    check = functools.partial(_check, n_rollouts, n_steps)
+    check = functools.partial(_check, get_challenge(challenge))
     # Rollouts of 25 objects are a megabyte, half of it in an archive.
     with Crew(check, n_workers(workers, n_bytes >> 19), _prepare) as crew:
         records: Mapping[str, RecordRef] | None = None
@@ -388,7 +388,7 @@ class _Walk:
 # One scene, in its worker
 
 
-def _check(n_rollouts: int, n_steps: int, task: _Task) -> list[Finding]:
+def _check(challenge: Challenge, task: _Task) -> list[Finding]:
     from wosac_toolkit.io.scenarios import read_scenario
     from wosac_toolkit.submission.scene import check_scene
 
@@ -408,14 +408,7 @@ def _check(n_rollouts: int, n_steps: int, task: _Task) -> list[Finding]:
         else:
             scenario_id = task.rollouts.scenario_id
             rollouts = task.rollouts.read()
-        return check_scene(
-            rollouts,
-            scenario,
-            misfits=misfits,
-            n_rollouts=n_rollouts,
-            n_steps=n_steps,
-            file=task.where,
-        )
+        return check_scene(rollouts, scenario, challenge, misfits=misfits, file=task.where)
     except (WosacError, OSError) as error:
         code, what = "damaged", str(error).removeprefix(f"{task.where}: ")
     except Exception as error:  # A defect of ours must not hide what else is wrong.

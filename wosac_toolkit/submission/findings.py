@@ -29,6 +29,7 @@ WARNINGS = {
 
 ERRORS = {
     "archive_name": "an archive that is no .tar.gz",
+    "bad_size": "sizes that are negative or not finite",
     "bare_message": "a ScenarioRollouts where a SimAgentsChallengeSubmission is expected",
     "damaged": "bytes that cannot be read",
     "duplicate_member": "two members of one name",
@@ -45,6 +46,7 @@ ERRORS = {
     "no_scenario": "rollouts of an unknown scenario",
     "no_scenario_id": "rollouts that do not say of which scenario",
     "no_shards": "a submission without shards",
+    "no_sizes": "rollouts of scenario generation without the sizes of boxes",
     "non_finite": "values that are NaN or infinite",
     "not_a_file": "members that are links, devices or sparse",
     "rollout_count": "another number of rollouts",
@@ -61,14 +63,3 @@ ERRORS = {
 def severity(finding: Finding) -> Severity:
     """Whether a finding is an error; codes that are not known are."""
     return "warning" if finding.code in WARNINGS else "error"
-
-
-def describe(finding: Finding) -> str:
-    """One line: file, scenario, rollout, object, what; without what it is not about."""
-    places = [
-        finding.file,
-        f"scenario {finding.scenario_id}" if finding.scenario_id else "",
-        "" if finding.rollout is None else f"rollout {finding.rollout}",
-        "" if finding.object_id is None else f"object {finding.object_id}",
-    ]
-    return ": ".join([place for place in places if place] + [finding.what])

@@ -20,7 +20,8 @@ from wosac_toolkit.io.submission import SubmissionMetadata
 from wosac_toolkit.validation import Finding
 
 SIM_AGENTS = 1
-"""`SubmissionType.SIM_AGENTS_SUBMISSION`."""
+"""`SubmissionType.SIM_AGENTS_SUBMISSION`. The official enumeration has no other, and the official
+tutorial of Scenario Generation writes it as well."""
 
 LONG_NAME = 40
 """Characters of a method's name; the rules only say "short"."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wosac_toolkit import __version__
+from wosac_toolkit.challenge import Challenge, get_challenge
 from wosac_toolkit.errors import RolloutsError, WosacError
 from wosac_toolkit.io import submission
 from wosac_toolkit.io.files import atomic_write
@@ -89,6 +90,7 @@ def pack_submission(
     out: str | os.PathLike[str],
     metadata: SubmissionMetadata,
     *,
+    challenge: str | Challenge = "2025",
     scenarios: ShardPath | None = None,
     n_shards: int | None = None,
     level: int = LEVEL,
@@ -105,6 +107,7 @@ def pack_submission(
         rollouts: a folder, a glob or a file of shards, `.npz` or pickles; not an archive.
         out: the archive, named `.tar.gz`; it appears when it is complete.
         metadata: goes into every shard.
+        challenge: the version of the metric that the submission is for.
         scenarios: the scenes that must be covered; None for whatever there are rollouts of.
         n_shards: None for 150, or one a scene where there are fewer.
         level: of gzip, 0 to 9.
@@ -114,10 +117,10 @@ def pack_submission(
 
     Raises:
         PackError: the metadata are against the rules; rollouts that are missing, double, unsound or
-            not 32 of 80 steps.
+            not 32 of 80 steps, in Scenario Generation 91 and with sizes.
         WosacError: anything else that is wrong with arguments or files.
     """
-    out = Path(out)
+    out, challenge = Path(out), get_challenge(challenge)
     _check_target(out, overwrite)
     _refuse(
         [f for f in check_metadata(metadata) if severity(f) == "error"],
@@ -128,7 +131,7 @@ def pack_submission(
     _refuse(_join(refs, scenarios, progress), "not the rollouts of a split")
     tail = submission.encode_metadata(metadata)
     folder = out.with_name(f".{out.name}.parts")
-    jobs = _plan(refs, n_shards, folder, tail, level)
+    jobs = _plan(refs, challenge, n_shards, folder, tail, level)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, out):
         with _Archive(folder, jobs) as archive:
@@ -136,7 +139,7 @@ def pack_submission(
             n_scenes = sum(len(job.refs) for job in todo)
             with (
                 Crew(
-                    functools.partial(_deflate, tail, level),
+                    functools.partial(_deflate, challenge, tail, level),
                     min(n_workers(workers, n_scenes), len(todo) or 1),
                 ) as crew,
                 progress_bar(n_scenes, what="packing", show=progress) as bar,
@@ -256,7 +259,12 @@ class _Job:
 
 
 def _plan(
-    refs: Sequence[RolloutsRef], n_shards: int | None, folder: Path, tail: bytes, level: int
+    refs: Sequence[RolloutsRef],
+    challenge: Challenge,
+    n_shards: int | None,
+    folder: Path,
+    tail: bytes,
+    level: int,
 ) -> list[_Job]:
     n = min(N_SHARDS, len(refs)) if n_shards is None else n_shards
     if not 1 <= n <= min(99_999, len(refs)):
@@ -265,7 +273,7 @@ def _plan(
         )
     if level not in range(10):
         raise WosacError(f"gzip has the levels 0 to 9, not {level}")
-    common = f"{__version__} {zlib.ZLIB_RUNTIME_VERSION} {level} {tail.hex()}"
+    common = f"{__version__} {zlib.ZLIB_RUNTIME_VERSION} {challenge.name} {level} {tail.hex()}"
     stamp = functools.cache(_stamp)
     jobs = []
     for i in range(n):
@@ -285,7 +293,7 @@ def _stamp(file: Path) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def _deflate(tail: bytes, level: int, job: _Job) -> list[Finding]:
+def _deflate(challenge: Challenge, tail: bytes, level: int, job: _Job) -> list[Finding]:
     """Write the part of one shard and its note; what is wrong with its rollouts otherwise."""
     from wosac_toolkit.submission.scene import check_scene
 
@@ -296,7 +304,7 @@ def _deflate(tail: bytes, level: int, job: _Job) -> list[Finding]:
             writer = PartWriter(stream.write, level)
             for current in job.refs:
                 rollouts = current.read()
-                faults = check_scene(rollouts, None, file=current.where)
+                faults = check_scene(rollouts, None, challenge, file=current.where)
                 findings += [finding for finding in faults if severity(finding) == "error"]
                 if not findings:
                     message = submission.encode_scenario_rollouts(rollouts)

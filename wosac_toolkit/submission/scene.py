@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from wosac_toolkit.challenge import CHALLENGES, Challenge
 from wosac_toolkit.errors import some_ids
 from wosac_toolkit.io.submission import Misfit
 from wosac_toolkit.rollouts import Rollouts
@@ -44,10 +45,9 @@ _Row = tuple[str, str, int | None, int | None]
 def check_scene(
     rollouts: Rollouts,
     scenario: Scenario | None,
+    challenge: Challenge = CHALLENGES["2025"],
     *,
     misfits: Sequence[Misfit] = (),
-    n_rollouts: int = 32,
-    n_steps: int = 80,
     file: str = "",
 ) -> list[Finding]:
     """Everything that is wrong with the rollouts of one scene.
@@ -56,52 +56,40 @@ def check_scene(
         rollouts: of the objects that are alike in all joint scenes.
         scenario: the scene; None where there is none to compare with: then neither objects nor
             distances from their places at the current step are checked.
+        challenge: whose rules they follow.
         misfits: the objects that are not alike in all joint scenes.
-        n_rollouts: how many rollouts are expected.
-        n_steps: how many simulated steps are expected.
         file: where the rollouts come from, for the findings.
 
     Returns:
         The findings, at most some an object and kind: each names the first rollout that it is
         about and says how many there are.
     """
-    if scenario is None:
-        found = _without_scene(rollouts, n_rollouts, n_steps, file)
-        expected = None
-    else:
-        odd = {misfit.object_id for misfit in misfits}
-        found = [
-            finding
-            for finding in check_rollouts(
-                scenario, rollouts, n_rollouts=n_rollouts, n_steps=n_steps, file=file
-            )
-            # They have no place among the rollouts, but are not missing from all of them.
-            if not (finding.code == "missing_object" and finding.object_id in odd)
-            and not (finding.code == "step_count" and not len(rollouts.object_ids) and odd)
-        ]
-        expected = set(scenario.tracks.object_ids[scenario.sim_agents()].tolist())
+    odd = {misfit.object_id for misfit in misfits}
+    found = [
+        finding
+        for finding in check_rollouts(
+            scenario,
+            rollouts,
+            n_rollouts=challenge.n_rollouts,
+            n_steps=challenge.n_steps,
+            whole_record=challenge.whole_record,
+            file=file,
+        )
+        # They have no place among the rollouts, but are not missing from all of them.
+        if not (finding.code == "missing_object" and finding.object_id in odd)
+        and not (finding.code in ("step_count", "no_sizes") and not len(rollouts.object_ids))
+    ]
+    expected = (
+        None
+        if scenario is None
+        else set(scenario.tracks.object_ids[scenario.sim_agents()].tolist())
+    )
     rows = [
         *_misfits(misfits, expected, rollouts.n_rollouts),
-        *_implausible(rollouts, scenario),
+        *_implausible(rollouts, scenario, challenge),
         *_copies(rollouts),
     ]
     return found + [
-        Finding(code, what, rollouts.scenario_id, rollout, object_id, file)
-        for code, what, rollout, object_id in rows
-    ]
-
-
-def _without_scene(rollouts: Rollouts, n_rollouts: int, n_steps: int, file: str) -> list[Finding]:
-    rows: list[_Row] = []
-    if rollouts.n_rollouts != n_rollouts:
-        what = f"{rollouts.n_rollouts} rollouts where {n_rollouts} are expected"
-        rows.append(("rollout_count", what, None, None))
-    if rollouts.n_steps != n_steps and len(rollouts.object_ids):
-        what = f"{rollouts.n_steps} steps where {n_steps} are expected"
-        rows.append(("step_count", what, None, None))
-    bad = np.any(~np.isfinite(rollouts.states), axis=(2, 3))  # [R, N]
-    rows += _rows("non_finite", bad, rollouts.object_ids, lambda r, i: "values are not finite")
-    return [
         Finding(code, what, rollouts.scenario_id, rollout, object_id, file)
         for code, what, rollout, object_id in rows
     ]
@@ -133,7 +121,9 @@ def _misfits(
         yield "unknown_object", what, None, object_id
 
 
-def _implausible(rollouts: Rollouts, scenario: Scenario | None) -> Iterator[_Row]:
+def _implausible(
+    rollouts: Rollouts, scenario: Scenario | None, challenge: Challenge
+) -> Iterator[_Row]:
     """Values that are finite, but that no simulator can have meant."""
     ids = rollouts.object_ids
     states = rollouts.states
@@ -152,33 +142,36 @@ def _implausible(rollouts: Rollouts, scenario: Scenario | None) -> Iterator[_Row
             ),
         )
         position = states[..., :3]
-        known = np.zeros(len(ids), bool)
+        place, there = position[:, :, 0], "where it was at first"
         if scenario is not None:
             now, known = _now(scenario, ids)
             # Rows without a place of their own start where the simulation does.
-            first = np.where(known[:, None], now, position[:, :, 0])[:, :, None]
-            position = np.concatenate([first.astype(np.float32), position], axis=2)
-        finite = np.isfinite(position).all(axis=(2, 3))
-        offset = position - position[:, :, :1]
-        distance = np.hypot(offset[..., 0], offset[..., 1])
-        farthest = distance.max(axis=2)
+            place = np.where(known[:, None], now, place).astype(np.float32)
+            there = "its place at the current step"
+        # Whole records begin where their simulator wants, if in the same part of the world.
+        from_now = scenario is not None and not challenge.whole_record
+        if from_now:
+            position = np.concatenate([place[:, :, None], position], axis=2)
+        offset = position - place[:, :, None]
+        finite = np.isfinite(offset).all(axis=(2, 3))
+        farthest = np.hypot(offset[..., 0], offset[..., 1]).max(axis=2)
         far = finite & ~(farthest <= MAX_DISTANCE)
         yield from _rows(
             "far_away",
             far,
             ids,
             lambda r, i: (
-                f"is {farthest[r, i]:.4g} m away from where it was at first, "
+                f"is {farthest[r, i]:.4g} m away from {there}, "
                 f"at most {MAX_DISTANCE:.0f} m can be; positions must be in the scene's frame"
             ),
         )
-        yield from _steps(position, finite & ~far, ids, scenario is not None)
+        yield from _steps(position, finite & ~far, ids, from_now)
         rise = np.abs(offset[..., 2]).max(axis=2)
         yield from _rows(
             "height",
             finite & ~far & ~(rise <= MAX_HEIGHT),
             ids,
-            lambda r, i: f"is {rise[r, i]:.4g} m above or below where it was at first",
+            lambda r, i: f"is {rise[r, i]:.4g} m above or below {there}",
         )
 
 
