@@ -449,6 +449,17 @@ def test_nan_and_its_reason_survive_the_journal(tmp_path: Path) -> None:
     assert result.non_finite[TTC] == NO_VEHICLE
 
 
+def test_a_request_without_the_end_of_its_line_is_torn(tmp_path: Path) -> None:
+    path = tmp_path / ".partial" / "journal.jsonl"
+    with Journal(tmp_path, REQUEST):
+        pass
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    with Journal(tmp_path, REQUEST) as journal:
+        journal.append(scene("a"), STAMP)
+    with Journal(tmp_path, REQUEST) as journal:
+        assert kept(journal) == "a"
+
+
 @settings(deadline=None)
 @given(cut=st.integers(0, 10_000))
 def test_a_journal_cut_anywhere_keeps_its_whole_lines_and_goes_on(

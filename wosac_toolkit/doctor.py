@@ -40,7 +40,7 @@ TOLERANCE = 1e-6
 """The largest difference from an official value, as in the tests of parity."""
 
 _DISTRIBUTION = "wosac-toolkit"
-_MODULES = {"google-crc32c": "google_crc32c"}
+_MODULES = {"google-crc32c": "google_crc32c", "pyyaml": "yaml"}
 _EXTRAS = {
     "train": "smart-r1: train SMART, and simulate with it",
     "report": "pictures and pages: wosac report, explain --render, leaderboard build",

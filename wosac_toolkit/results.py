@@ -473,10 +473,11 @@ class Journal:
     def _load(self, request: Request, overwrite: bool) -> None:
         self._file.seek(0)
         header = self._file.readline()
+        if not header.endswith(b"\n"):
+            header = b""  # Torn by a kill, if only of its end: the next line would join it.
         try:
             before = Request(**json.loads(header)["request"]) if header else request
         except (ValueError, TypeError, KeyError):
-            # A header torn by a kill: nothing can follow it.
             header, before = b"", request
         differences = [
             name for name in before.differences(request) if name not in _NOT_OF_ONE_SCENE
