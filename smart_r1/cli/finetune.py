@@ -59,20 +59,22 @@ def _alpha(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option(
     "--credit",
     type=click.Choice(["group", "leave_one_out", "single", "agent"]),
-    help="How the reward is shared among a scene's rollouts.  [default: the algorithm's own]",
+    help="How the reward is shared among a scene's rollouts.  [default: the algorithm's own; agent "
+    "with the scenes and the model of the package]",
 )
 @click.option(
     "--alpha",
     callback=_alpha,
     metavar="A",
     help="Reward above which mpo and reinforce reinforce; auto: what the scene used to get.  "
-    "[default: 0.77; auto with the scenes and the model of the package]",
+    "[default: 0.77]",
 )
 @click.option(
     "--beta",
     type=click.FloatRange(min=0),
     metavar="B",
-    help="Weight of the KL.  [default: the algorithm's own, 0.04 for mpo]",
+    help="Weight of the KL.  [default: the algorithm's own, 0.04 for mpo; 0.001 with the "
+    "scenes and the model of the package]",
 )
 @click.option(
     "--n",
