@@ -41,7 +41,7 @@ from wosac_toolkit.features import (
 )
 from wosac_toolkit.io.files import atomic_write, one_line
 from wosac_toolkit.kernels import behaviour as kernels
-from wosac_toolkit.kernels.kinematics import STEP_SECONDS, float32_sum
+from wosac_toolkit.kernels.kinematics import STEP_SECONDS, float32_means
 from wosac_toolkit.likelihood import (
     LoggedCounts,
     count_log,
@@ -328,10 +328,7 @@ def measure_watched(watched: WatchedScene, rollouts: Rollouts) -> Behaviour:
         scenario_id=scene.scenario_id,
         n_rollouts=rollouts.n_rollouts,
         n_evaluated_agents=scene.n_evaluated,
-        min_ade=min(
-            float(float32_sum(row) / np.float32(len(row)))
-            for row in features.average_displacement_error
-        ),
+        min_ade=float(float32_means(features.average_displacement_error).min()),
         speed_ratio=values["speed"] / log_speed if log_speed >= MOVING else math.nan,
         stall_rate=_mean(standing[:, log_moves]),
         diversity=_mean(over_time),

@@ -22,6 +22,7 @@ Numbers are those of the official `challenge_*_config.textproto` files.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -42,17 +43,22 @@ class Histogram:
     pseudocount: float = 0.1
 
     def edges(self) -> Float32Array:
-        """The `n_bins + 1` edges, in float32 as `tf.linspace` makes them.
+        """The `n_bins + 1` edges, read-only, in float32 as `tf.linspace` makes them.
 
         The official code builds them from float32 limits as `low + i * step`, which is not what
         `numpy.linspace` rounds to: an edge can differ in its last bit, and a value on it would
         then fall into the other bin.
         """
-        low, high = np.float32(self.low), np.float32(self.high)
-        step = (high - low) / np.float32(self.n_bins)
-        edges = low + np.arange(self.n_bins + 1, dtype=np.float32) * step
-        edges[-1] = high
-        return edges
+        return _edges(self.low, self.high, self.n_bins)
+
+
+@cache
+def _edges(low: float, high: float, n_bins: int) -> Float32Array:
+    step = (np.float32(high) - np.float32(low)) / np.float32(n_bins)
+    edges: Float32Array = np.float32(low) + np.arange(n_bins + 1, dtype=np.float32) * step
+    edges[-1] = high
+    edges.flags.writeable = False
+    return edges
 
 
 @dataclass(frozen=True, slots=True)

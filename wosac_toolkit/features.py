@@ -163,8 +163,8 @@ def prepare_scene(scenario: Scenario, challenge: str | Challenge = "2025") -> Pr
             mend="the official scorer cannot score this scene either",
         )
     polylines = [
-        scenario.road_map.polyline(int(i)).astype(np.float32)
-        for i in scenario.road_map.of_kind(MapFeatureKind.ROAD_EDGE)
+        scenario.road_map.polyline(i)
+        for i in scenario.road_map.of_kind(MapFeatureKind.ROAD_EDGE).tolist()
     ]
     if not any(len(p) >= 2 for p in polylines):
         raise ScenarioError(

@@ -20,7 +20,7 @@ from wosac_toolkit.features import (
     prepare_scene,
     simulated_features,
 )
-from wosac_toolkit.kernels.kinematics import float32_sum
+from wosac_toolkit.kernels.kinematics import float32_means
 from wosac_toolkit.likelihood import (
     LoggedCounts,
     Tally,
@@ -207,7 +207,8 @@ class Evidence:
 
     def rollout_displacement(self) -> Float64Array:
         """Average displacement error of each rollout, [R], rounded as the official mean is."""
-        return np.array([_float32_mean(row) for row in self.displacement])
+        means: Float64Array = float32_means(self.displacement).astype(np.float64)
+        return means
 
 
 def gather_evidence(
@@ -313,11 +314,6 @@ def leave_one_out(
     return LeaveOneOut(score_evidence(scene, logged, evidence), metametric, likelihoods)
 
 
-def _float32_mean(values: Float32Array) -> float:
-    """Mean of float32 [n] as `tf.reduce_mean` rounds it."""
-    return float(float32_sum(values) / np.float32(len(values)))
-
-
 def likelihood(sums: Float64Array, log_counts: Int64Array) -> Float64Array:
     """Likelihood [...] from log-likelihoods summed over each agent's steps [..., E].
 
@@ -354,7 +350,7 @@ def score_evidence(scene: PreparedScene, logged: LoggedCounts, evidence: Evidenc
         challenge=challenge.name,
         metametric=metametric,
         # In float32 and the official order, which displacements of hundreds of metres show.
-        average_displacement_error=_float32_mean(evidence.displacement.ravel()),
+        average_displacement_error=float(float32_means(evidence.displacement.reshape(1, -1))[0]),
         min_average_displacement_error=float(evidence.rollout_displacement().min()),
         **{"traffic_light_violation_likelihood": None, **likelihoods},  # type: ignore[arg-type]
         simulated_collision_rate=float(collided.mean()) if challenge.reports_rates else None,

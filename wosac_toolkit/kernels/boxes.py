@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from wosac_toolkit.kernels.float32 import HALF, sin_cos
 from wosac_toolkit.kernels.jit import inlined, kernel
-from wosac_toolkit.kernels.layout import at_step
+from wosac_toolkit.kernels.layout import size_at
 from wosac_toolkit.scenario import Float32Array
 
 
 @inlined
-def write_corners(
-    x: float, y: float, heading: float, length: float, width: float, out: Float32Array
-) -> None:
-    """Write the four corners of a box, counter-clockwise from the front left.
+def corners_of_box(
+    x: float, y: float, sine: float, cosine: float, length: float, width: float
+) -> tuple[float, float, float, float, float, float, float, float]:
+    """The four corners of a box, counter-clockwise from the front left: four x, then four y.
 
     The official code rotates by a batched matrix product. With oneDNN on a processor with AVX-512
     TensorFlow fuses the second product into the sum, elsewhere it does not, so the official
     corners differ from machine to machine in their last bit. This is the unfused sum.
 
     Args:
-        x, y, heading, length, width: float32.
-        out: float32 [8], written: four x, then four y.
+        x, y: float32, the centre.
+        sine, cosine: float32, of the heading.
+        length, width: float32.
     """
-    sine, cosine = sin_cos(heading)
     l2, w2 = length * HALF, width * HALF
     # Opposite corners are mirror images, and rounding is symmetric.
     front_x, back_x = cosine * l2 - sine * w2, -(cosine * l2) - sine * w2
     front_y, back_y = sine * l2 + cosine * w2, cosine * w2 - sine * l2
-    out[0], out[1], out[2], out[3] = front_x + x, back_x + x, x - front_x, x - back_x
-    out[4], out[5], out[6], out[7] = front_y + y, back_y + y, y - front_y, y - back_y
+    return (
+        front_x + x, back_x + x, x - front_x, x - back_x,
+        front_y + y, back_y + y, y - front_y, y - back_y,
+    )  # fmt: skip
 
 
 @kernel
@@ -53,8 +55,11 @@ def box_corners(
     for r in range(n_rollouts):
         for t in range(n_steps):
             s = n_history + t
-            long, wide = at_step(length, r, t), at_step(width, r, t)
             for n in range(n_agents):
-                write_corners(
-                    x[r, s, n], y[r, s, n], heading[r, t, n], long[n], wide[n], corners[r, t, n]
-                )
+                sine, cosine = sin_cos(heading[r, t, n])
+                box = corners_of_box(
+                    x[r, s, n], y[r, s, n], sine, cosine,
+                    size_at(length, r, t, n), size_at(width, r, t, n),
+                )  # fmt: skip
+                for k in range(8):
+                    corners[r, t, n, k] = box[k]

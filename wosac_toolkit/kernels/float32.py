@@ -35,15 +35,13 @@ _SIN_3 = np.float32(-0.000195923411408370289846919698462102132907602936029434204
 _SIN_2 = np.float32(0.00833268736556168516937937998712843400426208972930908203125)
 _SIN_1 = np.float32(-0.16666662039822982555037356178218033164739608764648437500)
 # Beyond this the reduction loses its digits and Eigen calls the C library instead.
-_HUGE_ANGLE = np.float32(18838.0)
+HUGE_ANGLE = np.float32(18838.0)
 
 
-@kernel
-def sin_cos(angle: float) -> tuple[float, float]:
-    """Sine and cosine of a float32 angle in radians, as `tf.sin` and `tf.cos` on the CPU."""
+@inlined
+def small_sin_cos(angle: float) -> tuple[float, float]:
+    """`sin_cos` of an angle of less than `HUGE_ANGLE`, without a branch."""
     magnitude = abs(angle)
-    if not magnitude < _HUGE_ANGLE:
-        return np.float32(math.sin(np.float64(angle))), np.float32(math.cos(np.float64(angle)))
     turns = (magnitude * _TWO_OVER_PI + _ROUND_TO_INTEGER) - _ROUND_TO_INTEGER
     quadrant = np.int32(turns)
     x = turns * _HALF_PI_1 + magnitude
@@ -57,11 +55,17 @@ def sin_cos(angle: float) -> tuple[float, float]:
     swap = (quadrant & 1) != 0
     sine = even if swap else odd
     cosine = odd if swap else even
-    if ((quadrant & 2) != 0) != (angle < ZERO):
-        sine = -sine
-    if ((quadrant + 1) & 2) != 0:
-        cosine = -cosine
+    sine = -sine if ((quadrant & 2) != 0) != (angle < ZERO) else sine
+    cosine = -cosine if ((quadrant + 1) & 2) != 0 else cosine
     return sine, cosine
+
+
+@kernel
+def sin_cos(angle: float) -> tuple[float, float]:
+    """Sine and cosine of a float32 angle in radians, as `tf.sin` and `tf.cos` on the CPU."""
+    if not abs(angle) < HUGE_ANGLE:
+        return np.float32(math.sin(np.float64(angle))), np.float32(math.cos(np.float64(angle)))
+    return small_sin_cos(angle)
 
 
 @inlined

@@ -6,8 +6,18 @@ process. Never `fastmath`: the score is a contract on rounding, NaN and the orde
 without it LLVM neither reorders nor fuses float operations.
 
 A cached kernel does not notice an edit in *another* file, so what a kernel calls lives in its own
-file or in `float32.py`, `layout.py` or `io/wire_kernels.py`, whose edits need
+file or in `boxes.py`, `float32.py`, `layout.py` or `io/wire_kernels.py`, whose edits need
 `wosac warmup --clear`.
+
+Two things that decide how fast a kernel is, and that its Python does not show:
+
+- An array handed to a function with a loop in it, inlined or not, is counted as a reference, by an
+  atomic addition at its beginning and end; threads that share the array then wait for each other.
+  So in an innermost loop helpers take numbers. (A third of the time of road-edge distances was
+  that.)
+- A loop is compiled to vector instructions if it has no branch and no call, if its minima are of
+  integers, and if at a glance what it writes cannot be what it reads: arrays of one slice each, or
+  one array whose offsets are constants.
 """
 
 from __future__ import annotations

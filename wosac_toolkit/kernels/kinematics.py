@@ -132,6 +132,15 @@ def float32_sum(values: Float32Array) -> float:
 
 
 @kernel
+def float32_means(values: Float32Array) -> Float32Array:
+    """Means of the rows of float32 [m, n], as `tf.reduce_mean` rounds them."""
+    means = np.empty(len(values), np.float32)
+    for i in range(len(values)):
+        means[i] = float32_sum(values[i]) / np.float32(values.shape[1])
+    return means
+
+
+@kernel
 def displacement_errors(
     x: Float32Array,
     y: Float32Array,

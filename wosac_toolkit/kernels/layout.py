@@ -7,17 +7,17 @@ from wosac_toolkit.scenario import Float32Array, Int64Array
 
 
 @inlined
-def at_step(sizes: Float32Array, r: int, t: int) -> Float32Array:
-    """The sizes [N] at step `t` of rollout `r`.
+def size_at(sizes: Float32Array, r: int, t: int, n: int) -> float:
+    """The size of agent `n` at step `t` of rollout `r`.
 
     Args:
         sizes: float32 [N] where they do not change, or [R, T, N]. Numba compiles one of the two
             branches for each.
-        r, t: rollout and step.
+        r, t, n: rollout, step, agent.
     """
     if sizes.ndim == 1:
-        return sizes
-    return sizes[r, t]
+        return sizes[n]
+    return sizes[r, t, n]
 
 
 @kernel

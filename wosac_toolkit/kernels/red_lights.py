@@ -173,16 +173,16 @@ def _lay_out_lanes(
 
 
 @inlined
-def _mirrored_distance(
-    x: float, y: float, i: int, start: Float32Array, delta: Float32Array, square: Float32Array
-) -> float:
-    """The official distance of a point to a lane segment, with its wrong sign."""
-    px, py = x - start[i, 0], y - start[i, 1]
-    t = ZERO
-    if square[i] != ZERO:
-        t = (px * delta[i, 0] + py * delta[i, 1]) / square[i]
-        t = min(max(t, ZERO), ONE)
-    ex, ey = px + delta[i, 0] * t, py + delta[i, 1] * t
+def _mirrored_distance(px: float, py: float, dx: float, dy: float, square: float) -> float:
+    """The official distance of a point to a lane segment, with its wrong sign.
+
+    Args:
+        px, py: float32, the point, from the segment's start.
+        dx, dy, square: float32, the segment and its squared length.
+    """
+    t = (px * dx + py * dy) / square
+    t = ZERO if square == ZERO else min(max(t, ZERO), ONE)
+    ex, ey = px + dx * t, py + dy * t
     return np.sqrt(ex * ex + ey * ey)
 
 
@@ -210,7 +210,9 @@ def _project_stop_points(
             if moved:  # hardly ever: signals stand still
                 best = np.float32(np.inf)
                 for i in range(begin, end):
-                    distance = _mirrored_distance(x, y, i, start, delta, square)
+                    distance = _mirrored_distance(
+                        x - start[i, 0], y - start[i, 1], delta[i, 0], delta[i, 1], square[i]
+                    )
                     if distance < best:
                         best, nearest = distance, i
             dx, dy = delta[nearest, 0], delta[nearest, 1]
@@ -239,7 +241,10 @@ def _is_on_lane(
     """Whether `lane` is the nearest of all lanes; of equally near ones the first is."""
     own = np.float32(np.inf)
     for i in range(lane_offsets[lane], lane_offsets[lane + 1]):
-        own = min(own, _mirrored_distance(x, y, i, start, delta, square))
+        distance = _mirrored_distance(
+            x - start[i, 0], y - start[i, 1], delta[i, 0], delta[i, 1], square[i]
+        )
+        own = min(own, distance)
     reach = own * _SLACK_RATIO + _SLACK_M
     for other in range(len(padded)):
         if other == lane:
@@ -252,7 +257,9 @@ def _is_on_lane(
                 continue
             begin = end - 1  # the padding segment lies outside the box
         for i in range(begin, end):
-            distance = _mirrored_distance(x, y, i, start, delta, square)
+            distance = _mirrored_distance(
+                x - start[i, 0], y - start[i, 1], delta[i, 0], delta[i, 1], square[i]
+            )
             if distance < own or (distance == own and other < lane):
                 return False
     return True
@@ -287,26 +294,37 @@ def red_light_violations(
         violations: bool [R, E, T], written.
     """
     n_rollouts, n_agents, n_steps = violations.shape
-    n_signals = len(signal_lane)
     before_x, before = x.shape[2] - n_steps - 1, stop.shape[1] - n_steps - 1
     position = np.empty(n_steps + 1, np.float32)
     for r in range(n_rollouts):
         for a in range(n_agents):
             violations[r, a, :] = False
             px, py = x[r, a, before_x:], y[r, a, before_x:]
-            for k in range(n_signals):
+            for k in range(len(signal_lane)):
                 start_x, start_y = stop_start[0, k, before:], stop_start[1, k, before:]
                 delta_x, delta_y = stop_delta[0, k, before:], stop_delta[1, k, before:]
-                length, stop_line = stop_square[k, before:], stop_projection[k, before:]
+                length, line, stops = (
+                    stop_square[k, before:],
+                    stop_projection[k, before:],
+                    stop[k, before:],
+                )
                 for t in range(n_steps + 1):
                     along = (px[t] - start_x[t]) * delta_x[t]
                     across = (py[t] - start_y[t]) * delta_y[t]
-                    position[t] = ZERO if length[t] == ZERO else (along + across) / length[t]
+                    p = (along + across) / length[t]
+                    position[t] = ZERO if length[t] == ZERO else p
+                # Counted without a branch, for hardly ever is there one.
+                n_passes = np.int32(0)
+                for t in range(n_steps):
+                    passes = (position[t + 1] > line[t + 1]) & (position[t] < line[t])
+                    n_passes += np.int32(passes & stops[t + 1])
+                if n_passes == 0:
+                    continue
                 for t in range(n_steps):
                     if (
-                        position[t + 1] > stop_line[t + 1]
-                        and position[t] < stop_line[t]
-                        and stop[k, before + t + 1]
+                        position[t + 1] > line[t + 1]
+                        and position[t] < line[t]
+                        and stops[t + 1]
                         and valid[t, a]
                         and not violations[r, a, t]
                     ):

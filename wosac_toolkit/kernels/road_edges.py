@@ -7,8 +7,8 @@ the segment the corner lies, and past the end of a segment the convexity of the 
 
 The official code evaluates every corner against every segment. Here space is cut into cells, and
 for each cell that corners fall into, once, the few segments are listed that can be the nearest to
-any point of it, by their distance from the cell's centre. The exact float32 arithmetic then runs
-over that list, 16 segments at a time, until the rest is too far.
+any point of it, by and by with their distance from the cell's centre. The exact float32 arithmetic
+then runs over that list, 16 segments at a time, until the rest is too far.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from wosac_toolkit.kernels.float32 import EXTREMELY_LARGE_DISTANCE, ONE, ZERO
 from wosac_toolkit.kernels.jit import inlined, kernel
-from wosac_toolkit.kernels.layout import at_step
-from wosac_toolkit.scenario import BoolArray, Float32Array, Int64Array
+from wosac_toolkit.kernels.layout import size_at
+from wosac_toolkit.scenario import BoolArray, Float32Array, Float64Array, Int64Array
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -38,12 +38,15 @@ _FAR = np.float32(1e5)
 # segment within that.
 _SLACK_M, _SLACK_RATIO = np.float32(5e-2), np.float32(1 + 1e-5)
 _CELL_LIMIT_M = np.float32(2 * _CELL_REACH) + _SLACK_M
-# Squares whose roots round to the same float32 are at most this many float32 numbers apart.
-_SAME_ROOT_ULPS = np.int32(8)
 _INFINITY, _NOWHERE = np.float32(np.inf), np.float32(1e15)
 _LARGEST_BITS = np.int32(np.iinfo(np.int32).max)
+_LARGEST_KEY = np.int64(np.iinfo(np.int64).max)
 _CHUNK = 16  # segments whose bounding box is tested as one
 _LANES = 16  # listed segments computed side by side; shorter loops are unrolled, not vectorised
+# Listed segments are sorted by their distance from the cell's centre only as far as into so many
+# rings: the last ring ends where no segment can be the nearest any more.
+_RINGS = 16
+_RING_M = _CELL_LIMIT_M / np.float32(_RINGS)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,11 +73,11 @@ class RoadEdges:
     polyline_offsets: Int64Array
 
 
-def road_edge_segments(polylines: Sequence[Float32Array], planar: bool) -> RoadEdges:
+def road_edge_segments(polylines: Sequence[Float32Array | Float64Array], planar: bool) -> RoadEdges:
     """Cut polylines into segments.
 
     Args:
-        polylines: float32 [n_i, 3] each; those of fewer than two points are left out.
+        polylines: [n_i, 3] each; those of fewer than two points are left out.
         planar: the rules of 2023, see below.
 
     A polyline whose ends lie within a metre is cyclic: its first segment continues the last. Since
@@ -86,181 +89,110 @@ def road_edge_segments(polylines: Sequence[Float32Array], planar: bool) -> RoadE
     counts = np.array([len(p) - 1 for p in polylines], dtype=np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     n = int(offsets[-1])
-    start = np.ascontiguousarray(np.concatenate([p[:-1] for p in polylines]).T)
-    delta = np.ascontiguousarray(np.concatenate([p[1:] - p[:-1] for p in polylines]).T)
-    prior = np.arange(-1, n - 1, dtype=np.int32)
-    following = np.arange(1, n + 1, dtype=np.int32)
-    firsts, lasts = offsets[:-1], offsets[1:] - 1
-    prior[firsts], following[lasts] = firsts, lasts
-    for i, points in enumerate(polylines):
-        gap = (points[0] - points[-1])[: 2 if planar else 3]
-        cyclic = np.sum(gap * gap, dtype=np.float32) < _CYCLIC_TOLERANCE_M2
-        if cyclic and (planar or counts[i] == counts.max()):
-            prior[firsts[i]], following[lasts[i]] = lasts[i], firsts[i]
-    dx, dy = delta[:2]
+    start, delta = np.empty((2, 3, n), np.float32)
+    square = np.empty(n, np.float32)
+    prior, following = np.empty((2, n), np.int32)
+    convex_before, convex_after = np.empty((2, n), np.bool_)
+    _cut(
+        np.concatenate(polylines).astype(np.float32, copy=False), offsets, planar,
+        start, delta, square, prior, following, convex_before, convex_after,
+    )  # fmt: skip
     return RoadEdges(
         start=start,
         delta=delta,
-        square=dx * dx + dy * dy,
+        square=square,
         prior=prior,
         following=following,
-        convex_before=dx[prior] * dy - dy[prior] * dx > 0,
-        convex_after=dx * dy[following] - dy * dx[following] > 0,
+        convex_before=convex_before,
+        convex_after=convex_after,
         polyline_offsets=offsets,
     )
 
 
-@inlined
-def _projection(
-    x: float, y: float, i: int, start: Float32Array, delta: Float32Array, square: Float32Array
-) -> float:
-    """Where (x, y) projects on segment `i`: 0 at its start, 1 at its end; 0 if it has no length."""
-    if square[i] == ZERO:
-        return ZERO
-    return ((x - start[0, i]) * delta[0, i] + (y - start[1, i]) * delta[1, i]) / square[i]
-
-
-@inlined
-def _side(x: float, y: float, i: int, start: Float32Array, delta: Float32Array) -> float:
-    """-1 to the left of segment `i`, 1 to the right, 0 on its line."""
-    return np.sign((x - start[0, i]) * delta[1, i] - (y - start[1, i]) * delta[0, i])
-
-
-@inlined
-def _sign(
-    x: float,
-    y: float,
-    i: int,
-    side: float,
-    before: bool,
-    after: bool,
+@kernel
+def _cut(
+    points: Float32Array,
+    offsets: Int64Array,
+    planar: bool,
     start: Float32Array,
     delta: Float32Array,
+    square: Float32Array,
     prior: Int32Array,
     following: Int32Array,
     convex_before: BoolArray,
     convex_after: BoolArray,
-) -> float:
-    """Sign of the distance of (x, y) to segment `i`, if it projects before, after or within it.
-
-    `side` is the side of `i` on which it lies.
-    """
-    if before:
-        other = _side(x, y, prior[i], start, delta)
-        side = max(side, other) if convex_before[i] else min(side, other)
-    elif after:
-        other = _side(x, y, following[i], start, delta)
-        side = max(side, other) if convex_after[i] else min(side, other)
-    return side
+) -> None:
+    """Fill the fields of `RoadEdges` from the points of all polylines, float32 [n + P, 3]."""
+    longest = np.diff(offsets).max()
+    for p in range(len(offsets) - 1):
+        first, last = offsets[p], offsets[p + 1] - 1
+        for i in range(first, last + 1):
+            for d in range(3):
+                # A polyline has one point more than it has segments.
+                start[d, i] = points[p + i, d]
+                delta[d, i] = points[p + i + 1, d] - points[p + i, d]
+            square[i] = delta[0, i] * delta[0, i] + delta[1, i] * delta[1, i]
+            prior[i], following[i] = max(i - 1, first), min(i + 1, last)
+        x = points[p + first, 0] - points[p + last + 1, 0]
+        y = points[p + first, 1] - points[p + last + 1, 1]
+        z = ZERO if planar else points[p + first, 2] - points[p + last + 1, 2]
+        cyclic = (x * x + y * y) + z * z < _CYCLIC_TOLERANCE_M2
+        if cyclic and (planar or last + 1 - first == longest):
+            prior[first], following[last] = last, first
+        for i in range(first, last + 1):
+            j, k = prior[i], following[i]
+            convex_before[i] = delta[0, j] * delta[1, i] - delta[1, j] * delta[0, i] > ZERO
+            convex_after[i] = delta[0, i] * delta[1, k] - delta[1, i] * delta[0, k] > ZERO
 
 
 @inlined
-def _squared_distances(
-    x: float,
-    y: float,
-    z: float,
-    first: int,
-    last: int,
-    start: Float32Array,
-    delta: Float32Array,
-    square: Float32Array,
-    out: Float32Array,
-) -> float:
-    """Write to `out` the squared 3-D distances, heights stretched, of segments `first` to `last`.
-
-    Returns the smallest. A loop without branches on contiguous arrays is compiled to vector
-    instructions; so is a minimum of integers, but not of floats, and positive floats are ordered as
-    their bits are.
-    """
-    smallest = _LARGEST_BITS
-    for i in range(first, last):
-        px, py, pz = x - start[0, i], y - start[1, i], z - start[2, i]
-        t = (px * delta[0, i] + py * delta[1, i]) / square[i]
-        t = ZERO if square[i] == ZERO else min(max(t, ZERO), ONE)
-        ex, ey = px - delta[0, i] * t, py - delta[1, i] * t
-        ez = (pz - delta[2, i] * t) * _Z_STRETCH
-        distance_square = np.float32((ex * ex + ey * ey) + ez * ez)
-        out[i] = distance_square
-        smallest = min(smallest, distance_square.view(np.int32))
-    return np.int32(smallest).view(np.float32)
-
-
-@kernel
-def _list_cell(
-    x: float,
-    y: float,
-    z: float,
-    guess: int,
-    chunk_low: Float32Array,
-    chunk_high: Float32Array,
-    chunk_bound: Float32Array,
-    near_chunks: Int32Array,
-    start: Float32Array,
-    delta: Float32Array,
-    square: Float32Array,
-    distances: Float32Array,
-    out: Int32Array,
-) -> int:
-    """List the segments that can be the nearest to a point of a cell, nearest to its centre first.
-
-    If the nearest segment to the centre is at distance d, none farther than d plus twice the
-    cell's half diagonal from the centre can be the nearest to any of its points.
+def _projection(px: float, py: float, dx: float, dy: float, square: float) -> float:
+    """Where a point projects on a segment: 0 at its start, 1 at its end; 0 if it has no length.
 
     Args:
-        x, y, z: the centre, float32.
-        guess: a segment that may be near.
-        chunk_low, chunk_high: float32 [3, C], bounding boxes of each 16 consecutive segments.
-        chunk_bound: float32 [C], scratch.
-        near_chunks: int32 [C], scratch.
-        start, delta, square: of the n segments.
-        distances: float32 [n], written for the listed segments: distance from the centre.
-        out: int32 [n], written.
-
-    Returns:
-        How many are listed.
+        px, py: float32, the point, from the segment's start.
+        dx, dy, square: float32, the segment and its squared length.
     """
-    n_segments, n_chunks = len(square), chunk_low.shape[1]
-    for c in range(n_chunks):
-        dx = max(max(chunk_low[0, c] - x, ZERO), x - chunk_high[0, c])
-        dy = max(max(chunk_low[1, c] - y, ZERO), y - chunk_high[1, c])
-        dz = max(max(chunk_low[2, c] - z, ZERO), z - chunk_high[2, c]) * _Z_STRETCH
-        chunk_bound[c] = dx * dx + dy * dy + dz * dz
-    smallest = _squared_distances(
-        x, y, z, guess, guess + 1, start, delta, square, distances
-    )  # fmt: skip
-    limit = _cell_limit(smallest)
-    n_near = 0
-    for c in range(n_chunks):
-        if chunk_bound[c] <= limit:
-            near_chunks[n_near] = c
-            n_near += 1
-    for c in near_chunks[:n_near]:
-        first, last = c * _CHUNK, min((c + 1) * _CHUNK, n_segments)
-        nearest = _squared_distances(x, y, z, first, last, start, delta, square, distances)
-        smallest = min(smallest, nearest)
-    limit = _cell_limit(smallest)
-    count = 0
-    for c in near_chunks[:n_near]:
-        if chunk_bound[c] > limit:
-            continue
-        for i in range(c * _CHUNK, min((c + 1) * _CHUNK, n_segments)):
-            if distances[i] <= limit:
-                distance = np.sqrt(distances[i])
-                distances[i] = distance
-                place = count
-                while place > 0 and distances[out[place - 1]] > distance:
-                    out[place] = out[place - 1]
-                    place -= 1
-                out[place] = i
-                count += 1
-    return count
+    return ZERO if square == ZERO else (px * dx + py * dy) / square
 
 
 @inlined
-def _cell_limit(smallest_square: float) -> float:
-    """Squared distance from its centre beyond which no segment is nearest to a point of a cell."""
-    limit = np.sqrt(smallest_square) * _SLACK_RATIO + _CELL_LIMIT_M
-    return limit * limit
+def _squared_distance(
+    px: float, py: float, pz: float, dx: float, dy: float, dz: float, square: float
+) -> float:
+    """The squared 3-D distance of a point to a segment, heights stretched; see `_projection`."""
+    t = (px * dx + py * dy) / square
+    t = ZERO if square == ZERO else min(max(t, ZERO), ONE)
+    ex, ey, ez = px - dx * t, py - dy * t, (pz - dz * t) * _Z_STRETCH
+    return np.float32((ex * ex + ey * ey) + ez * ez)
+
+
+@inlined
+def _key(distance: float, which: int) -> int:
+    """A number whose order is that of a distance, and of equal distances that of `which`.
+
+    A minimum of integers, unlike one of floats, is compiled to vector instructions, and positive
+    floats are ordered as their bits are: distance in the upper half, int32 `which` in the lower.
+    """
+    return (np.int64(np.float32(distance).view(np.int32)) << 32) | which
+
+
+@inlined
+def _side(px: float, py: float, dx: float, dy: float) -> float:
+    """-1 to the left of a segment, 1 to the right, 0 on its line; see `_projection`."""
+    return np.sign(px * dy - py * dx)
+
+
+@inlined
+def _sign(side: float, beyond: float, convex: bool) -> float:
+    """Sign of the distance of a point to a segment past whose end it lies.
+
+    Args:
+        side: the side of the segment on which it lies.
+        beyond: the same of the segment that joins there.
+        convex: whether the joint turns left.
+    """
+    return max(side, beyond) if convex else min(side, beyond)
 
 
 @kernel
@@ -291,7 +223,7 @@ def _find_cells(
     for a in range(n_agents):
         for r in range(n_rollouts):
             for t in range(n_steps):
-                bottom = -at_step(half_height, r, t)[a] + z[r, a, n_history + t]
+                bottom = -size_at(half_height, r, t, a) + z[r, a, n_history + t]
                 for k in range(4):
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
                     cell_of[r, t, a, k] = -1
@@ -320,77 +252,140 @@ def _find_cells(
 
 
 @kernel
+def _bound_chunks(
+    start: Float32Array, delta: Float32Array, low: Float32Array, high: Float32Array
+) -> None:
+    """Fill `low` and `high`, float32 [3, C]: bounding boxes of each 16 consecutive segments."""
+    n_segments = start.shape[1]
+    for d in range(3):
+        for c in range(low.shape[1]):
+            lowest, highest = _INFINITY, -_INFINITY
+            for i in range(c * _CHUNK, min((c + 1) * _CHUNK, n_segments)):
+                here, end = start[d, i], start[d, i] + delta[d, i]
+                lowest, highest = min(lowest, here, end), max(highest, here, end)
+            low[d, c], high[d, c] = lowest, highest
+
+
+@inlined
+def _cell_limit(smallest_square: float) -> float:
+    """Squared distance from its centre beyond which no segment is nearest to a point of a cell.
+
+    If the nearest segment to the centre is at distance d, none farther than d plus twice the
+    cell's half diagonal from the centre can be the nearest to any of its points.
+    """
+    limit = np.sqrt(smallest_square) * _SLACK_RATIO + _CELL_LIMIT_M
+    return limit * limit
+
+
+@kernel
 def _list_cells(
     cells: Int32Array,
     start: Float32Array,
     delta: Float32Array,
     square: Float32Array,
+    chunk_low: Float32Array,
+    chunk_high: Float32Array,
     centre: Float32Array,
     cell_blocks: Int64Array,
 ) -> tuple[Float32Array, Int32Array, Float32Array]:
-    """List the segments of all cells, in blocks of `_LANES`.
+    """List the segments that can be the nearest to a point of each cell, in blocks of `_LANES`.
 
     Args:
         cells: int32 [C, 3].
         start, delta, square: see `RoadEdges`.
+        chunk_low, chunk_high: see `_bound_chunks`.
         centre: float32 [C, 3], written.
         cell_blocks: int64 [C + 1], written: the blocks of each cell.
 
     Returns:
         For B blocks: float32 [B, 7, _LANES], start (3), delta (3) and squared length of each
-        segment; int32 [B, _LANES], which segments they are; float32 [B], the distance of the cell's
-        centre to the nearest of them.
+        segment; int32 [B, _LANES], `_LANES` times its number, plus its lane; float32 [B], a bound
+        from below of the distance between the cell's centre and the segments of this block and of
+        the cell's following ones.
     """
-    n_segments = len(square)
-    n_chunks = (n_segments + _CHUNK - 1) // _CHUNK
-    chunk_low, chunk_high = np.empty((2, 3, n_chunks), np.float32)
-    for d in range(3):
-        for c in range(n_chunks):
-            low, high = _INFINITY, -_INFINITY
-            for i in range(c * _CHUNK, min((c + 1) * _CHUNK, n_segments)):
-                end = start[d, i] + delta[d, i]
-                low, high = min(low, start[d, i], end), max(high, start[d, i], end)
-            chunk_low[d, c], chunk_high[d, c] = low, high
+    n_segments, n_chunks = len(square), chunk_low.shape[1]
     chunk_bound = np.empty(n_chunks, np.float32)
-    distances = np.empty(n_segments, np.float32)
     near_chunks = np.empty(n_chunks, np.int32)
-    listed = np.zeros(n_segments, np.int32)
+    squares = np.empty(n_segments, np.float32)
+    ring_of = np.empty(n_segments, np.int8)
+    listed = np.empty(n_segments, np.int32)
+    places = np.empty(_RINGS + 1, np.int64)
 
-    block = np.empty((3 * len(cells), 7, _LANES), np.float32)
-    block_segment = np.empty((3 * len(cells), _LANES), np.int32)
-    block_bound = np.empty(3 * len(cells), np.float32)
+    block = np.empty((4 * len(cells), 7, _LANES), np.float32)
+    block_segment = np.empty((4 * len(cells), _LANES), np.int32)
+    block_bound = np.empty(4 * len(cells), np.float32)
     b = 0
     cell_blocks[0] = 0
+    nearest = 0
     for c in range(len(cells)):
         x = np.float32((cells[c, 0] + 0.5) * _CELL_M)
         y = np.float32((cells[c, 1] + 0.5) * _CELL_M)
         z = np.float32((cells[c, 2] + 0.5) * _CELL_HEIGHT_M)
         centre[c, 0], centre[c, 1], centre[c, 2] = x, y, z
+
+        for k in range(n_chunks):
+            dx = max(max(chunk_low[0, k] - x, ZERO), x - chunk_high[0, k])
+            dy = max(max(chunk_low[1, k] - y, ZERO), y - chunk_high[1, k])
+            dz = max(max(chunk_low[2, k] - z, ZERO), z - chunk_high[2, k]) * _Z_STRETCH
+            chunk_bound[k] = dx * dx + dy * dy + dz * dz
         # Cells are numbered as agents go through them, so the last cell's nearest is a good guess.
-        count = _list_cell(
-            x, y, z, listed[0], chunk_low, chunk_high, chunk_bound, near_chunks,
-            start, delta, square, distances, listed,
+        smallest = _squared_distance(
+            x - start[0, nearest], y - start[1, nearest], z - start[2, nearest],
+            delta[0, nearest], delta[1, nearest], delta[2, nearest], square[nearest],
         )  # fmt: skip
+        limit = _cell_limit(smallest)
+        n_near = 0
+        for k in range(n_chunks):
+            near_chunks[n_near] = k
+            n_near += chunk_bound[k] <= limit
+        best = _LARGEST_KEY
+        for k in near_chunks[:n_near]:
+            for i in range(k * _CHUNK, min((k + 1) * _CHUNK, n_segments)):
+                distance_square = _squared_distance(
+                    x - start[0, i], y - start[1, i], z - start[2, i],
+                    delta[0, i], delta[1, i], delta[2, i], square[i],
+                )  # fmt: skip
+                squares[i] = distance_square
+                best = min(best, _key(distance_square, i))
+        nearest, smallest = np.int32(best), squares[np.int32(best)]
+
+        limit, inner = _cell_limit(smallest), np.sqrt(smallest)
+        count = 0
+        places[:] = 0
+        for k in near_chunks[:n_near]:
+            if chunk_bound[k] > limit:
+                continue
+            for i in range(k * _CHUNK, min((k + 1) * _CHUNK, n_segments)):
+                if squares[i] <= limit:
+                    ring = np.int64((np.sqrt(squares[i]) - inner) / _RING_M)
+                    ring = min(ring, _RINGS - 1)
+                    listed[count], ring_of[count] = i, ring
+                    places[ring + 1] += 1
+                    count += 1
+        for ring in range(_RINGS):
+            places[ring + 1] += places[ring]
+
         end = b + (count + _LANES - 1) // _LANES
         if end > len(block):
             block = _grown(block, 2 * end)
             block_segment = _grown(block_segment, 2 * end)
             block_bound = _grown(block_bound, 2 * end)
-        for j in range((end - b) * _LANES):
-            into, lane = b + j // _LANES, j % _LANES
-            if j < count:
-                i = listed[j]
-                for d in range(3):
-                    block[into, d, lane] = start[d, i]
-                    block[into, 3 + d, lane] = delta[d, i]
-                block[into, 6, lane] = square[i]
-                block_segment[into, lane] = i
-                if lane == 0:
-                    block_bound[into] = distances[i]
-            else:  # fill the last block up with a point far away
-                block[into, :, lane] = ZERO
-                block[into, 0, lane] = _NOWHERE
-                block_segment[into, lane] = n_segments
+        for j in range(count):
+            i, ring = listed[j], ring_of[j]
+            into, lane = b + places[ring] // _LANES, places[ring] % _LANES
+            places[ring] += 1
+            for d in range(3):
+                block[into, d, lane] = start[d, i]
+                block[into, 3 + d, lane] = delta[d, i]
+            block[into, 6, lane] = square[i]
+            block_segment[into, lane] = i * _LANES + lane
+            if lane == 0:
+                block_bound[into] = inner + ring * _RING_M
+        for lane in range(count - (end - 1 - b) * _LANES, _LANES):
+            # Fill the last block up with a point far away.
+            block[end - 1, :, lane] = ZERO
+            block[end - 1, 0, lane] = _NOWHERE
+            block_segment[end - 1, lane] = n_segments * _LANES + lane
         b = end
         cell_blocks[c + 1] = b
     return block, block_segment, block_bound
@@ -404,57 +399,22 @@ def _grown(array: Float32Array, length: int) -> Float32Array:
     return larger
 
 
-@inlined
-def _nearest_listed(
-    x: float,
-    y: float,
-    z: float,
-    offset: float,
-    begin: int,
-    end: int,
-    block: Float32Array,
-    block_segment: Int32Array,
-    block_bound: Float32Array,
-    squares: Float32Array,
+@kernel
+def _nearest_of_all(
+    x: float, y: float, z: float, start: Float32Array, delta: Float32Array, square: Float32Array
 ) -> int:
-    """Where the nearest segment stands in blocks `begin` to `end`; of equally near ones the first.
-
-    Args:
-        x, y, z: the point.
-        offset: float32, its distance from the centre that the blocks are sorted about.
-        begin, end: the blocks of the point's cell.
-        block: float32 [B, 7, 16], start (3), delta (3) and squared length of 16 segments.
-        block_segment: int32 [B, 16], which segments they are.
-        block_bound: float32 [B], distance of the centre to the nearest of them.
-        squares: float32 [16], scratch.
-    """
-    best = _INFINITY
-    limit = _INFINITY
-    nearest = -1
-    place = -1
-    for b in range(begin, end):
-        if block_bound[b] - offset > best * _SLACK_RATIO:
-            break
-        smallest = _LARGEST_BITS
-        for k in range(_LANES):
-            px, py, pz = x - block[b, 0, k], y - block[b, 1, k], z - block[b, 2, k]
-            t = (px * block[b, 3, k] + py * block[b, 4, k]) / block[b, 6, k]
-            t = ZERO if block[b, 6, k] == ZERO else min(max(t, ZERO), ONE)
-            ex, ey = px - block[b, 3, k] * t, py - block[b, 4, k] * t
-            ez = (pz - block[b, 5, k] * t) * _Z_STRETCH
-            distance_square = np.float32((ex * ex + ey * ey) + ez * ez)
-            squares[k] = distance_square
-            smallest = min(smallest, distance_square.view(np.int32))
-        limit = min(limit, np.int32(smallest + _SAME_ROOT_ULPS).view(np.float32))
-        for k in range(_LANES):
-            # Distances decide, not squares: two squares can have the same root, and then the
-            # segment that comes first wins.
-            if squares[k] <= limit:
-                distance = np.sqrt(squares[k])
-                i = block_segment[b, k]
-                if distance < best or (distance == best and i < nearest):
-                    best, nearest, place = distance, i, b * _LANES + k
-    return place
+    """The nearest of all segments; of equally near ones the first."""
+    best, nearest = _INFINITY, 0
+    for i in range(len(square)):
+        distance = np.sqrt(
+            _squared_distance(
+                x - start[0, i], y - start[1, i], z - start[2, i],
+                delta[0, i], delta[1, i], delta[2, i], square[i],
+            )
+        )  # fmt: skip
+        if distance < best:
+            best, nearest = distance, i
+    return nearest
 
 
 @inlined
@@ -490,9 +450,6 @@ def _signed_distances(
     """Fill `distances`: for each agent the largest signed distance of its corners."""
     n_rollouts, n_agents, n_steps = distances.shape
     n_history = z.shape[2] - n_steps
-    n_segments = len(square)
-    squares = np.empty(_LANES, np.float32)
-    all_squares = np.empty(n_segments, np.float32)
     for r in range(n_rollouts):
         for a in range(n_agents):
             for t in range(n_steps):
@@ -502,13 +459,13 @@ def _signed_distances(
                 if (
                     t > 0
                     and valid[t - 1, a]
-                    and at_step(half_height, r, t)[a] == at_step(half_height, r, t - 1)[a]
+                    and size_at(half_height, r, t, a) == size_at(half_height, r, t - 1, a)
                     and _stands(corners, z, r, t, a, n_history + t)
                 ):
                     distances[r, a, t] = distances[r, a, t - 1]
                     continue
                 worst = -_INFINITY
-                bottom = -at_step(half_height, r, t)[a] + z[r, a, n_history + t]
+                bottom = -size_at(half_height, r, t, a) + z[r, a, n_history + t]
                 for k in range(4):
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
                     c = cell_of[r, t, a, k]
@@ -516,29 +473,45 @@ def _signed_distances(
                         ox, oy = x - centre[c, 0], y - centre[c, 1]
                         oz = (bottom - centre[c, 2]) * _Z_STRETCH
                         offset = np.sqrt(ox * ox + oy * oy + oz * oz) + _SLACK_M
-                        place = _nearest_listed(
-                            x, y, bottom, offset, cell_blocks[c], cell_blocks[c + 1],
-                            block, block_segment, block_bound, squares,
-                        )  # fmt: skip
-                        b, lane = place // _LANES, place % _LANES
-                        nearest, length = block_segment[b, lane], block[b, 6, lane]
+                        best, reach, b = _LARGEST_KEY, _INFINITY, cell_blocks[c]
+                        for i in range(cell_blocks[c], cell_blocks[c + 1]):
+                            if block_bound[i] - offset > reach:
+                                break
+                            smallest = _LARGEST_KEY
+                            for lane in range(_LANES):
+                                # Distances decide, not squares: two squares can have the same root.
+                                distance = np.sqrt(
+                                    _squared_distance(
+                                        x - block[i, 0, lane],
+                                        y - block[i, 1, lane],
+                                        bottom - block[i, 2, lane],
+                                        block[i, 3, lane], block[i, 4, lane], block[i, 5, lane],
+                                        block[i, 6, lane],
+                                    )
+                                )  # fmt: skip
+                                smallest = min(smallest, _key(distance, block_segment[i, lane]))
+                            if smallest < best:
+                                best, b = smallest, i
+                                reach = np.int32(best >> 32).view(np.float32) * _SLACK_RATIO
+                        nearest, lane = np.int32(best) // _LANES, np.int32(best) % _LANES
                         px, py = x - block[b, 0, lane], y - block[b, 1, lane]
-                        dx, dy = block[b, 3, lane], block[b, 4, lane]
+                        dx, dy, length = block[b, 3, lane], block[b, 4, lane], block[b, 6, lane]
                     else:
-                        _squared_distances(
-                            x, y, bottom, 0, n_segments, start, delta, square, all_squares
-                        )
-                        nearest = np.int32(np.argmin(np.sqrt(all_squares)))
-                        length = square[nearest]
+                        nearest = _nearest_of_all(x, y, bottom, start, delta, square)
                         px, py = x - start[0, nearest], y - start[1, nearest]
-                        dx, dy = delta[0, nearest], delta[1, nearest]
-                    t_on = ZERO if length == ZERO else (px * dx + py * dy) / length
-                    clipped = min(max(t_on, ZERO), ONE)
+                        dx, dy, length = delta[0, nearest], delta[1, nearest], square[nearest]
+                    along = _projection(px, py, dx, dy, length)
+                    clipped = min(max(along, ZERO), ONE)
                     ex, ey = px - dx * clipped, py - dy * clipped
-                    sign = _sign(
-                        x, y, nearest, np.sign(px * dy - py * dx), t_on < ZERO, t_on > ONE,
-                        start, delta, prior, following, convex_before, convex_after,
-                    )  # fmt: skip
+                    sign = _side(px, py, dx, dy)
+                    if along < ZERO:
+                        j = prior[nearest]
+                        beyond = _side(x - start[0, j], y - start[1, j], delta[0, j], delta[1, j])
+                        sign = _sign(sign, beyond, convex_before[nearest])
+                    elif along > ONE:
+                        j = following[nearest]
+                        beyond = _side(x - start[0, j], y - start[1, j], delta[0, j], delta[1, j])
+                        sign = _sign(sign, beyond, convex_after[nearest])
                     worst = max(worst, sign * np.sqrt(ex * ex + ey * ey))
                 distances[r, a, t] = worst
 
@@ -569,9 +542,12 @@ def road_edge_distances(
         room *= 4
     centre = np.empty((n_cells, 3), np.float32)
     cell_blocks = np.empty(n_cells + 1, np.int64)
+    chunk_low, chunk_high = np.empty((2, 3, -(-len(edges.square) // _CHUNK)), np.float32)
+    _bound_chunks(edges.start, edges.delta, chunk_low, chunk_high)
     block, block_segment, block_bound = _list_cells(
-        cells[:n_cells], edges.start, edges.delta, edges.square, centre, cell_blocks
-    )
+        cells[:n_cells], edges.start, edges.delta, edges.square, chunk_low, chunk_high,
+        centre, cell_blocks,
+    )  # fmt: skip
     _signed_distances(
         corners, z, half_height, valid, cell_of, centre, cell_blocks,
         block, block_segment, block_bound, edges.start, edges.delta, edges.square,
@@ -607,8 +583,7 @@ def _planar_signed_distances(
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
                     for i in range(n_segments):
                         px, py = x - start[0, i], y - start[1, i]
-                        dot = px * delta[0, i] + py * delta[1, i]
-                        s = ZERO if square[i] == ZERO else dot / square[i]
+                        s = _projection(px, py, delta[0, i], delta[1, i], square[i])
                         s = min(max(s, ZERO), ONE)
                         ex, ey = px - delta[0, i] * s, py - delta[1, i] * s
                         squares[i] = ex * ex + ey * ey
@@ -621,12 +596,22 @@ def _planar_signed_distances(
                                 distance = np.sqrt(squares[i])
                                 if distance < best:
                                     best, best_square, nearest = distance, squares[i], i
-                        s = _projection(x, y, nearest, start, delta, square)
-                        side = _side(x, y, nearest, start, delta)
-                        sign = _sign(
-                            x, y, nearest, side, s < ZERO, s >= ONE,
-                            start, delta, prior, following, convex_before, convex_after,
-                        )  # fmt: skip
+                        px, py = x - start[0, nearest], y - start[1, nearest]
+                        dx, dy = delta[0, nearest], delta[1, nearest]
+                        s = _projection(px, py, dx, dy, square[nearest])
+                        sign = _side(px, py, dx, dy)
+                        if s < ZERO:
+                            j = prior[nearest]
+                            beyond = _side(
+                                x - start[0, j], y - start[1, j], delta[0, j], delta[1, j]
+                            )
+                            sign = _sign(sign, beyond, convex_before[nearest])
+                        elif s >= ONE:
+                            j = following[nearest]
+                            beyond = _side(
+                                x - start[0, j], y - start[1, j], delta[0, j], delta[1, j]
+                            )
+                            sign = _sign(sign, beyond, convex_after[nearest])
                         if abs(sign * best) < abs(result):
                             result = sign * best
                     worst = max(worst, result)

@@ -14,7 +14,7 @@ import numpy as np
 from wosac_toolkit.kernels.float32 import EXTREMELY_LARGE_DISTANCE, TWO, ZERO, sin_cos
 from wosac_toolkit.kernels.jit import inlined, kernel
 from wosac_toolkit.kernels.kinematics import STEP_SECONDS
-from wosac_toolkit.kernels.layout import at_step
+from wosac_toolkit.kernels.layout import size_at
 from wosac_toolkit.scenario import BoolArray, Float32Array
 
 MAXIMUM_TIME_TO_COLLISION = np.float32(5.0)
@@ -68,41 +68,51 @@ def times_to_collision(
     n_evaluated = times.shape[1]
     front_gap = np.empty(n_agents, np.float32)
     side_gap = np.empty(n_agents, np.float32)
-    candidates = np.empty(n_agents, np.int64)
+    turn = np.empty(n_agents, np.float32)
+    can_follow = np.empty(n_agents, np.bool_)
     half_lengths, half_widths = length / TWO, width / TWO
     # More than a corner can lie off the centre in any direction; a bound, so rounding up is safe.
     reaches = half_lengths + half_widths + np.float32(1e-3)
+    candidates = np.empty(n_agents, np.int64)
     for r in range(n_rollouts):
         for t in range(n_steps):
-            half_length, half_width = at_step(half_lengths, r, t), at_step(half_widths, r, t)
-            reach = at_step(reaches, r, t)
             for e in range(n_evaluated):
                 yaw = heading[r, t, e]
                 sine, cosine = sin_cos(-yaw)
                 cx, cy = x[r, t + 2, e], y[r, t + 2, e]
-                own_length, own_width = half_length[e], half_width[e]
+                own_length = size_at(half_lengths, r, t, e)
+                own_width = size_at(half_widths, r, t, e)
+                # What is cheap and necessary first: the offsets subtracted below are positive.
+                n_candidates = 0
                 for n in range(n_agents):
                     dx, dy = x[r, t + 2, n] - cx, y[r, t + 2, n] - cy
-                    front_gap[n] = (cosine * dx - sine * dy) - own_length
-                    side_gap[n] = abs(sine * dx + cosine * dy) - own_width
-                # What is cheap and necessary first: the offsets subtracted below are positive.
+                    front = (cosine * dx - sine * dy) - own_length
+                    side = abs(sine * dx + cosine * dy) - own_width
+                    difference = abs(heading[r, t, n] - yaw)
+                    front_gap[n], side_gap[n], turn[n] = front, side, difference
+                    possible = (front > ZERO) & (side < size_at(reaches, r, t, n))
+                    possible &= (difference <= _MAX_HEADING_DIFFERENCE) & valid[t, n]
+                    can_follow[n] = possible
+                    n_candidates += possible
+                if n_candidates == 0:
+                    times[r, e, t] = MAXIMUM_TIME_TO_COLLISION
+                    continue
                 # Counting without a branch is faster than guessing each one right.
                 count = 0
                 for n in range(n_agents):
                     candidates[count] = n
-                    count += (front_gap[n] > ZERO) & (side_gap[n] < reach[n])
+                    count += can_follow[n]
                 nearest = EXTREMELY_LARGE_DISTANCE
                 ahead = -1
                 for n in candidates[:count]:
-                    if not valid[t, n] or front_gap[n] - reach[n] > nearest:
+                    if front_gap[n] - size_at(reaches, r, t, n) > nearest:
                         continue
-                    turn = abs(heading[r, t, n] - yaw)
-                    if not turn <= _MAX_HEADING_DIFFERENCE:
-                        continue
-                    sine_turn, cosine_turn = sin_cos(turn)
+                    sine_turn, cosine_turn = sin_cos(turn[n])
                     sine_turn, cosine_turn = abs(sine_turn), abs(cosine_turn)
-                    long_offset = half_length[n] * cosine_turn + half_width[n] * sine_turn
-                    side_offset = half_length[n] * sine_turn + half_width[n] * cosine_turn
+                    half_length = size_at(half_lengths, r, t, n)
+                    half_width = size_at(half_widths, r, t, n)
+                    long_offset = half_length * cosine_turn + half_width * sine_turn
+                    side_offset = half_length * sine_turn + half_width * cosine_turn
                     gap = front_gap[n] - long_offset
                     overlap = side_gap[n] - side_offset
                     if (
@@ -110,7 +120,7 @@ def times_to_collision(
                         and overlap < ZERO
                         and (
                             overlap < _SMALL_OVERLAP
-                            or turn <= _MAX_HEADING_DIFFERENCE_FOR_SMALL_OVERLAP
+                            or turn[n] <= _MAX_HEADING_DIFFERENCE_FOR_SMALL_OVERLAP
                         )
                         and gap < nearest
                     ):
