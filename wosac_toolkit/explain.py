@@ -513,25 +513,10 @@ def _crossed_edges(
     worst = np.stack(points)[of_corner.argmax(axis=0), np.arange(len(states))]
     found: list[int | None] = [None] * len(states)
     for edge in range(len(scene.edges.polyline_offsets) - 1):
-        same = measured(worst, _single_edge(scene.edges, edge)) == distance
+        same = measured(worst, road_edges.single_road_edge(scene.edges, edge)) == distance
         for k in np.flatnonzero(same).tolist():
             found[k] = edge if found[k] is None else found[k]
     return found
-
-
-def _single_edge(edges: road_edges.RoadEdges, number: int) -> road_edges.RoadEdges:
-    """One of the road edges by itself."""
-    begin, end = edges.polyline_offsets[number : number + 2]
-    return road_edges.RoadEdges(
-        start=np.ascontiguousarray(edges.start[:, begin:end]),
-        delta=np.ascontiguousarray(edges.delta[:, begin:end]),
-        square=edges.square[begin:end],
-        prior=edges.prior[begin:end] - np.int32(begin),
-        following=edges.following[begin:end] - np.int32(begin),
-        convex_before=edges.convex_before[begin:end],
-        convex_after=edges.convex_after[begin:end],
-        polyline_offsets=np.array([0, end - begin]),
-    )
 
 
 def _violations(

@@ -12,14 +12,14 @@ against it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
 from wosac_toolkit.challenge import Challenge, get_challenge
 from wosac_toolkit.errors import RolloutsError, ScenarioError, some_ids
 from wosac_toolkit.kernels import (
-    boxes,
     kinematics,
     layout,
     nearest_object,
@@ -27,6 +27,7 @@ from wosac_toolkit.kernels import (
     road_edges,
     time_to_collision,
 )
+from wosac_toolkit.kernels.boxes import box_corners
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import (
     BoolArray,
@@ -36,6 +37,7 @@ from wosac_toolkit.scenario import (
     MapFeatureKind,
     Scenario,
 )
+from wosac_toolkit.threads import spread
 
 # Kinematics look back two steps: an acceleration is the difference of two speeds.
 _HISTORY = 2
@@ -83,6 +85,12 @@ class Features:
     distance_to_road_edge: Float32Array
     offroad_per_step: BoolArray
     traffic_light_violation_per_step: BoolArray | None
+
+    def between(self, start: int, stop: int) -> Features:
+        """Those of samples `start` to `stop`, as views."""
+        arrays = [getattr(self, f.name) for f in fields(self)[1:]]
+        some: list[Any] = [a if a is None else a[start:stop] for a in arrays]
+        return Features(self.object_id, *some)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -209,8 +217,13 @@ def logged_features(scene: PreparedScene) -> Features:
     return replace(features, valid=scene.future_valid[None, :, : scene.n_evaluated].swapaxes(1, 2))
 
 
-def simulated_features(scene: PreparedScene, rollouts: Rollouts) -> Features:
-    """The features of rollouts of a prepared scene.
+def simulated_features(scene: PreparedScene, rollouts: Rollouts, threads: int = 1) -> Features:
+    """The features of rollouts of a prepared scene, which do not depend on each other.
+
+    Args:
+        scene: the scene.
+        rollouts: of it.
+        threads: to spread the rollouts over.
 
     Raises:
         RolloutsError: the rollouts are of another scene, or their objects or steps do not match
@@ -219,9 +232,9 @@ def simulated_features(scene: PreparedScene, rollouts: Rollouts) -> Features:
     columns = _columns(scene, rollouts)
     always = np.ones_like(scene.future_valid)
     if not scene.challenge.whole_record:
-        return _features(scene, rollouts.states, scene.size, columns, always)
+        return _features(scene, rollouts.states, scene.size, columns, always, threads)
     sizes = _simulated_sizes(scene, rollouts)
-    features = _features(scene, rollouts.states, sizes, columns, always)
+    features = _features(scene, rollouts.states, sizes, columns, always, threads)
     if rollouts.object_types is None:
         return features
     # As the official code reports them. What is scored for vehicles alone asks for the log's types.
@@ -292,12 +305,44 @@ def _simulated_sizes(scene: PreparedScene, rollouts: Rollouts) -> Float32Array:
     return sizes
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Boxes:
+    """The sizes of the boxes: float32 [N], or [R, T, N] where they change."""
+
+    length: Float32Array
+    width: Float32Array
+    half_height: Float32Array
+    core_length: Float32Array
+    core_width: Float32Array
+    shrinking: Float32Array
+    radius: Float32Array
+
+    def between(self, start: int, stop: int) -> _Boxes:
+        """Those of samples `start` to `stop`, as views."""
+        if self.length.ndim == 1:
+            return self
+        return _Boxes(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+
+def _boxes(sizes: Float32Array, corner_rounding: float) -> _Boxes:
+    """Boxes of sizes float32 [..., N, 3]."""
+    length, width, height = np.ascontiguousarray(np.moveaxis(sizes, -1, 0))
+    return _Boxes(
+        length,
+        width,
+        height * np.float32(0.5),
+        *nearest_object.shrunken_boxes(length, width, corner_rounding),
+        radius=np.hypot(length, width) / np.float32(2),
+    )
+
+
 def _features(
     scene: PreparedScene,
     states: Float32Array,
     sizes: Float32Array,
     columns: Int64Array,
     valid: BoolArray,
+    threads: int = 1,
 ) -> Features:
     """The features of one set of samples of the scene.
 
@@ -307,90 +352,102 @@ def _features(
         sizes: float32 [N, 3] in the metric's order; or [R, N, T, 3], in the order of `states`.
         columns: int64 [N], where each agent stands in `states`.
         valid: bool [T, N].
+        threads: to spread the samples over.
     """
-    challenge, n_evaluated = scene.challenge, scene.n_evaluated
-    n_rollouts, n_agents, n_steps = states.shape[:3]
-    x, y = np.empty((2, n_rollouts, _HISTORY + n_steps, n_agents), np.float32)
-    heading = np.empty((n_rollouts, n_steps, n_agents), np.float32)
-    evaluated = np.empty((4, n_rollouts, n_evaluated, _HISTORY + n_steps), np.float32)
-    layout.unpack_states(states, columns, scene.history, x, y, heading, evaluated)
-    shape = (n_rollouts, n_evaluated, n_steps)
-
-    motion = np.empty((4, *shape), np.float32)
-    differentiate = (
-        kinematics.central_kinematics
-        if challenge.difference == "central"
-        else kinematics.forward_kinematics
-    )
-    differentiate(*evaluated, *motion)
-
-    displacement = np.zeros((n_rollouts, n_evaluated), np.float32)
-    if not challenge.whole_record:
-        logged = np.ascontiguousarray(scene.future[:n_evaluated].transpose(2, 0, 1))
-        kinematics.displacement_errors(
-            *evaluated[:3],
-            *logged[:3],
-            scene.record_valid,
-            scene.record_valid.sum(axis=1).astype(np.float32),
-            displacement,
-        )
-
+    n_evaluated = scene.n_evaluated
+    shape = (len(states), n_evaluated, states.shape[2])
     if sizes.ndim == 4:
         sizes = sizes[:, columns].swapaxes(1, 2)
-    length, width, height = np.ascontiguousarray(np.moveaxis(sizes, -1, 0))
-    core_length, core_width, shrinking = nearest_object.shrunken_boxes(
-        length, width, challenge.corner_rounding
-    )
-    distance = np.empty(shape, np.float32)
-    nearest_object.nearest_object_distances(
-        x, y, heading, core_length, core_width, shrinking, np.hypot(length, width) / np.float32(2),
-        valid, distance,
-    )  # fmt: skip
-
-    time = np.empty(shape, np.float32)
-    time_to_collision.times_to_collision(
-        x, y, heading, length, width, valid, int(challenge.difference == "central"), time
-    )
-
-    corners = np.empty((n_rollouts, n_steps, n_evaluated, 8), np.float32)
-    boxes.box_corners(x, y, heading, length, width, corners)
-    to_edge = np.empty(shape, np.float32)
-    if challenge.road_edges == "planar":
-        road_edges.planar_road_edge_distances(corners, valid, scene.edges, to_edge)
-    else:
-        road_edges.road_edge_distances(
-            corners, evaluated[2], height * np.float32(0.5), valid, scene.edges, to_edge
-        )
-
-    violations = None
-    if challenge.has_traffic_lights:
-        violations = np.zeros(shape, np.bool_)
-        if scene.signals is not None:
-            lanes = scene.signals
-            # A light is run between two steps: never at the first of the record.
-            first = max(n_steps - (lanes.stop.shape[1] - 1), 0)
-            crossings = np.empty((n_rollouts, n_evaluated, n_steps - first), np.bool_)
-            red_lights.red_light_violations(
-                evaluated[0], evaluated[1], valid[first:], lanes.start, lanes.delta, lanes.square,
-                lanes.lane_offsets, lanes.lane_low, lanes.lane_high, lanes.padded,
-                lanes.signal_lane, lanes.stop, lanes.stop_start, lanes.stop_delta,
-                lanes.stop_square, lanes.stop_projection, crossings,
-            )  # fmt: skip
-            violations[..., first:] = crossings
-
-    return Features(
+    boxes = _boxes(sizes, scene.challenge.corner_rounding)
+    motion = np.empty((4, *shape), np.float32)
+    features = Features(
         object_id=scene.object_ids[:n_evaluated],
         object_type=np.broadcast_to(scene.object_types[:n_evaluated], shape[:2]),
         valid=np.broadcast_to(valid[:, :n_evaluated].T, shape),
-        average_displacement_error=displacement,
+        average_displacement_error=np.zeros(shape[:2], np.float32),
         linear_speed=motion[0],
         linear_acceleration=motion[1],
         angular_speed=motion[2],
         angular_acceleration=motion[3],
-        distance_to_nearest_object=distance,
-        collision_per_step=distance < 0,
-        time_to_collision=time,
-        distance_to_road_edge=to_edge,
-        offroad_per_step=to_edge > 0,
-        traffic_light_violation_per_step=violations,
+        distance_to_nearest_object=np.empty(shape, np.float32),
+        collision_per_step=np.empty(shape, np.bool_),
+        time_to_collision=np.empty(shape, np.float32),
+        distance_to_road_edge=np.empty(shape, np.float32),
+        offroad_per_step=np.empty(shape, np.bool_),
+        traffic_light_violation_per_step=(
+            np.zeros(shape, np.bool_) if scene.challenge.has_traffic_lights else None
+        ),
     )
+
+    def measure(start: int, stop: int) -> None:
+        some, their_boxes = features.between(start, stop), boxes.between(start, stop)
+        _measure(scene, states[start:stop], their_boxes, columns, valid, some)
+
+    spread(measure, len(states), threads)
+    return features
+
+
+def _measure(
+    scene: PreparedScene,
+    states: Float32Array,
+    boxes: _Boxes,
+    columns: Int64Array,
+    valid: BoolArray,
+    features: Features,
+) -> None:
+    """Fill the arrays of `features`; arguments as `_features`."""
+    challenge = scene.challenge
+    n_rollouts, n_evaluated, n_steps = features.linear_speed.shape
+    x, y = np.empty((2, n_rollouts, _HISTORY + n_steps, len(columns)), np.float32)
+    heading = np.empty((n_rollouts, n_steps, len(columns)), np.float32)
+    evaluated = np.empty((4, n_rollouts, n_evaluated, _HISTORY + n_steps), np.float32)
+    layout.unpack_states(states, columns, scene.history, x, y, heading, *evaluated)
+
+    central = challenge.difference == "central"
+    differentiate = kinematics.central_kinematics if central else kinematics.forward_kinematics
+    differentiate(
+        *evaluated, features.linear_speed, features.linear_acceleration,
+        features.angular_speed, features.angular_acceleration,
+    )  # fmt: skip
+    if not challenge.whole_record:
+        logged = np.ascontiguousarray(scene.future[:n_evaluated].transpose(2, 0, 1))
+        kinematics.displacement_errors(
+            *evaluated[:3], *logged[:3],
+            scene.record_valid, scene.record_valid.sum(axis=1).astype(np.float32),
+            features.average_displacement_error,
+        )  # fmt: skip
+
+    distance = features.distance_to_nearest_object
+    nearest_object.nearest_object_distances(
+        x, y, heading, boxes.core_length, boxes.core_width, boxes.shrinking, boxes.radius,
+        valid, distance,
+    )  # fmt: skip
+    np.less(distance, 0, out=features.collision_per_step)
+    time_to_collision.times_to_collision(
+        x, y, heading, boxes.length, boxes.width, valid, int(central), features.time_to_collision
+    )
+
+    corners = np.empty((n_rollouts, n_steps, n_evaluated, 8), np.float32)
+    box_corners(x, y, heading, boxes.length, boxes.width, corners)
+    distance = features.distance_to_road_edge
+    if challenge.road_edges == "planar":
+        road_edges.planar_road_edge_distances(corners, valid, scene.edges, distance)
+    else:
+        road_edges.road_edge_distances(
+            corners, evaluated[2], boxes.half_height, valid, scene.edges, distance
+        )
+    np.greater(distance, 0, out=features.offroad_per_step)
+
+    violations = features.traffic_light_violation_per_step
+    if violations is not None and scene.signals is not None:
+        lanes = scene.signals
+        # A light is run between two steps: never at the first of the record.
+        first = max(n_steps - (lanes.stop.shape[1] - 1), 0)
+        crossings = np.empty((n_rollouts, n_evaluated, n_steps - first), np.bool_)
+        red_lights.red_light_violations(
+            *evaluated[:2], valid[first:], lanes.start, lanes.delta, lanes.square,
+            lanes.lane_offsets, lanes.lane_low, lanes.lane_high, lanes.padded,
+            lanes.signal_lane, lanes.stop, lanes.stop_start, lanes.stop_delta,
+            lanes.stop_square, lanes.stop_projection, crossings,
+        )  # fmt: skip
+        violations[..., first:] = crossings

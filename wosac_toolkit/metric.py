@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from math import isfinite, nan
 
 import numpy as np
@@ -214,51 +210,14 @@ class Evidence:
 def gather_evidence(
     scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts, threads: int = 1
 ) -> Evidence:
-    """The evidence of all rollouts, each thread taking its share of them; see `score_scenario`."""
-    if threads == 1 or rollouts.n_rollouts == 1:
-        return _evidence(scene, logged, rollouts)
-    n_shares = min(threads, rollouts.n_rollouts)
-    ends = [rollouts.n_rollouts * i // n_shares for i in range(n_shares + 1)]
-    shares = [rollouts.between(*share) for share in itertools.pairwise(ends)]
-    parts = list(
-        kept_threads(threads, "rollouts").map(lambda share: _evidence(scene, logged, share), shares)
-    )
-    red = [part.ran_red for part in parts if part.ran_red is not None]
-    return Evidence(
-        tallies={
-            name: np.concatenate([part.tallies[name] for part in parts])
-            for name in parts[0].tallies
-        },
-        displacement=np.concatenate([part.displacement for part in parts]),
-        collided=np.concatenate([part.collided for part in parts]),
-        offroad=np.concatenate([part.offroad for part in parts]),
-        ran_red=np.concatenate(red) if red else None,
-    )
-
-
-@cache
-def kept_threads(threads: int, what: str) -> ThreadPoolExecutor:
-    """Threads that are kept: starting them takes as long as a tenth of a score.
-
-    Each layer of work has its own, named by `what`: one that waits for threads it is itself among
-    could wait forever.
-    """
-    return ThreadPoolExecutor(threads, thread_name_prefix=f"wosac-{what}")
-
-
-if hasattr(os, "register_at_fork"):
-    # A forked process inherits the pool but not its threads, and would wait for them forever.
-    os.register_at_fork(after_in_child=kept_threads.cache_clear)
-
-
-def _evidence(scene: PreparedScene, logged: LoggedCounts, rollouts: Rollouts) -> Evidence:
+    """The evidence of all rollouts; see `score_scenario`."""
     if not np.isfinite(rollouts.states).all():
         raise RolloutsError(
             "a simulated state is not finite",
             where=f"scenario {scene.scenario_id}",
             mend="`check_rollouts` names rollout and object",
         )
-    simulated = simulated_features(scene, rollouts)
+    simulated = simulated_features(scene, rollouts, threads)
     red = simulated.traffic_light_violation_per_step
     return Evidence(
         tallies=count_simulation(simulated, logged, scene.challenge),

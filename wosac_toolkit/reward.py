@@ -68,12 +68,12 @@ from wosac_toolkit.metric import (
     Evidence,
     ScenarioScore,
     gather_evidence,
-    kept_threads,
     likelihood,
     score_evidence,
 )
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Float64Array, Int64Array, Scenario
+from wosac_toolkit.threads import kept_threads
 from wosac_toolkit.workers import n_cpus
 
 Credit = Literal["group", "leave_one_out", "single", "agent"]

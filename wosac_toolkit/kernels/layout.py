@@ -28,7 +28,10 @@ def unpack_states(
     x: Float32Array,
     y: Float32Array,
     heading: Float32Array,
-    evaluated: Float32Array,
+    own_x: Float32Array,
+    own_y: Float32Array,
+    own_z: Float32Array,
+    own_heading: Float32Array,
 ) -> None:
     """Put the history before the simulated states, reorder the agents, and split the coordinates.
 
@@ -38,11 +41,11 @@ def unpack_states(
         history: float32 [N, H, 4], the last H logged steps, in the metric's order.
         x, y: float32 [R, H + T, N], written.
         heading: float32 [R, T, N], written.
-        evaluated: float32 [4, R, E, H + T], written: x, y, z, heading of the first E agents.
+        own_x, own_y, own_z, own_heading: float32 [R, E, H + T], written: of the first E agents.
     """
     n_rollouts, n_agents, n_steps = states.shape[:3]
     n_history = history.shape[1]
-    n_evaluated = evaluated.shape[2]
+    n_evaluated = own_x.shape[1]
     for r in range(n_rollouts):
         for t in range(n_history):
             for n in range(n_agents):
@@ -57,8 +60,11 @@ def unpack_states(
                 heading[r, t, n] = states[r, column, t, 3]
         for e in range(n_evaluated):
             column = columns[e]
-            for k in range(4):
-                for t in range(n_history):
-                    evaluated[k, r, e, t] = history[e, t, k]
-                for t in range(n_steps):
-                    evaluated[k, r, e, n_history + t] = states[r, column, t, k]
+            for t in range(n_history):
+                own_x[r, e, t], own_y[r, e, t] = history[e, t, 0], history[e, t, 1]
+                own_z[r, e, t], own_heading[r, e, t] = history[e, t, 2], history[e, t, 3]
+            for t in range(n_steps):
+                i = n_history + t
+                own_x[r, e, i], own_y[r, e, i] = states[r, column, t, 0], states[r, column, t, 1]
+                own_z[r, e, i] = states[r, column, t, 2]
+                own_heading[r, e, i] = states[r, column, t, 3]

@@ -41,8 +41,7 @@ _CELL_LIMIT_M = np.float32(2 * _CELL_REACH) + _SLACK_M
 _INFINITY, _NOWHERE = np.float32(np.inf), np.float32(1e15)
 _LARGEST_BITS = np.int32(np.iinfo(np.int32).max)
 _LARGEST_KEY = np.int64(np.iinfo(np.int64).max)
-_CHUNK = 16  # segments whose bounding box is tested as one
-_LANES = 16  # listed segments computed side by side; shorter loops are unrolled, not vectorised
+_LANES = 16  # segments computed side by side; shorter loops are unrolled, not vectorised
 # Listed segments are sorted by their distance from the cell's centre only as far as into so many
 # rings: the last ring ends where no segment can be the nearest any more.
 _RINGS = 16
@@ -61,6 +60,9 @@ class RoadEdges:
             the end; the segment itself where there is none.
         convex_before, convex_after: bool [n], whether the joint there turns left.
         polyline_offsets: int64 [P + 1], the segments of each polyline.
+        chunk: float32 [C, 7, 16], the same segments, each 16 consecutive ones side by side: start
+            (3), delta (3) and squared length. The last chunk is filled up far away.
+        chunk_low, chunk_high: float32 [3, C], the bounding box of each chunk.
     """
 
     start: Float32Array
@@ -71,6 +73,9 @@ class RoadEdges:
     convex_before: BoolArray
     convex_after: BoolArray
     polyline_offsets: Int64Array
+    chunk: Float32Array
+    chunk_low: Float32Array
+    chunk_high: Float32Array
 
 
 def road_edge_segments(polylines: Sequence[Float32Array | Float64Array], planar: bool) -> RoadEdges:
@@ -97,16 +102,43 @@ def road_edge_segments(polylines: Sequence[Float32Array | Float64Array], planar:
         np.concatenate(polylines).astype(np.float32, copy=False), offsets, planar,
         start, delta, square, prior, following, convex_before, convex_after,
     )  # fmt: skip
-    return RoadEdges(
-        start=start,
-        delta=delta,
-        square=square,
-        prior=prior,
-        following=following,
-        convex_before=convex_before,
-        convex_after=convex_after,
-        polyline_offsets=offsets,
+    return _road_edges(start, delta, square, prior, following, convex_before, convex_after, offsets)
+
+
+def single_road_edge(edges: RoadEdges, number: int) -> RoadEdges:
+    """One of the road edges by itself."""
+    begin, end = edges.polyline_offsets[number : number + 2]
+    return _road_edges(
+        start=np.ascontiguousarray(edges.start[:, begin:end]),
+        delta=np.ascontiguousarray(edges.delta[:, begin:end]),
+        square=edges.square[begin:end],
+        prior=edges.prior[begin:end] - np.int32(begin),
+        following=edges.following[begin:end] - np.int32(begin),
+        convex_before=edges.convex_before[begin:end],
+        convex_after=edges.convex_after[begin:end],
+        polyline_offsets=np.array([0, end - begin]),
     )
+
+
+def _road_edges(
+    start: Float32Array,
+    delta: Float32Array,
+    square: Float32Array,
+    prior: Int32Array,
+    following: Int32Array,
+    convex_before: BoolArray,
+    convex_after: BoolArray,
+    polyline_offsets: Int64Array,
+) -> RoadEdges:
+    """`RoadEdges`, whose other fields follow from these."""
+    n_chunks = -(-len(square) // _LANES)
+    chunk = np.empty((n_chunks, 7, _LANES), np.float32)
+    chunk_low, chunk_high = np.empty((2, 3, n_chunks), np.float32)
+    _chunk(start, delta, square, chunk, chunk_low, chunk_high)
+    return RoadEdges(
+        start, delta, square, prior, following, convex_before, convex_after, polyline_offsets,
+        chunk, chunk_low, chunk_high,
+    )  # fmt: skip
 
 
 @kernel
@@ -143,6 +175,32 @@ def _cut(
             j, k = prior[i], following[i]
             convex_before[i] = delta[0, j] * delta[1, i] - delta[1, j] * delta[0, i] > ZERO
             convex_after[i] = delta[0, i] * delta[1, k] - delta[1, i] * delta[0, k] > ZERO
+
+
+@kernel
+def _chunk(
+    start: Float32Array,
+    delta: Float32Array,
+    square: Float32Array,
+    chunk: Float32Array,
+    chunk_low: Float32Array,
+    chunk_high: Float32Array,
+) -> None:
+    """Fill `chunk`, `chunk_low` and `chunk_high` of `RoadEdges`."""
+    n = len(square)
+    for c in range(len(chunk)):
+        for d in range(3):
+            chunk_low[d, c], chunk_high[d, c] = _INFINITY, -_INFINITY
+        for lane in range(_LANES):
+            i = c * _LANES + lane
+            for d in range(3):
+                if i < n:
+                    here, end = start[d, i], start[d, i] + delta[d, i]
+                    chunk_low[d, c] = min(chunk_low[d, c], here, end)
+                    chunk_high[d, c] = max(chunk_high[d, c], here, end)
+                chunk[c, d, lane] = start[d, i] if i < n else _NOWHERE
+                chunk[c, 3 + d, lane] = delta[d, i] if i < n else ZERO
+            chunk[c, 6, lane] = square[i] if i < n else ZERO
 
 
 @inlined
@@ -251,21 +309,6 @@ def _find_cells(
     return n_cells
 
 
-@kernel
-def _bound_chunks(
-    start: Float32Array, delta: Float32Array, low: Float32Array, high: Float32Array
-) -> None:
-    """Fill `low` and `high`, float32 [3, C]: bounding boxes of each 16 consecutive segments."""
-    n_segments = start.shape[1]
-    for d in range(3):
-        for c in range(low.shape[1]):
-            lowest, highest = _INFINITY, -_INFINITY
-            for i in range(c * _CHUNK, min((c + 1) * _CHUNK, n_segments)):
-                here, end = start[d, i], start[d, i] + delta[d, i]
-                lowest, highest = min(lowest, here, end), max(highest, here, end)
-            low[d, c], high[d, c] = lowest, highest
-
-
 @inlined
 def _cell_limit(smallest_square: float) -> float:
     """Squared distance from its centre beyond which no segment is nearest to a point of a cell.
@@ -280,9 +323,7 @@ def _cell_limit(smallest_square: float) -> float:
 @kernel
 def _list_cells(
     cells: Int32Array,
-    start: Float32Array,
-    delta: Float32Array,
-    square: Float32Array,
+    chunk: Float32Array,
     chunk_low: Float32Array,
     chunk_high: Float32Array,
     centre: Float32Array,
@@ -292,8 +333,7 @@ def _list_cells(
 
     Args:
         cells: int32 [C, 3].
-        start, delta, square: see `RoadEdges`.
-        chunk_low, chunk_high: see `_bound_chunks`.
+        chunk, chunk_low, chunk_high: see `RoadEdges`.
         centre: float32 [C, 3], written.
         cell_blocks: int64 [C + 1], written: the blocks of each cell.
 
@@ -303,20 +343,21 @@ def _list_cells(
         from below of the distance between the cell's centre and the segments of this block and of
         the cell's following ones.
     """
-    n_segments, n_chunks = len(square), chunk_low.shape[1]
+    n_chunks = len(chunk)
+    low_x, low_y, low_z = chunk_low[0], chunk_low[1], chunk_low[2]
+    high_x, high_y, high_z = chunk_high[0], chunk_high[1], chunk_high[2]
     chunk_bound = np.empty(n_chunks, np.float32)
     near_chunks = np.empty(n_chunks, np.int32)
-    squares = np.empty(n_segments, np.float32)
-    ring_of = np.empty(n_segments, np.int8)
-    listed = np.empty(n_segments, np.int32)
-    places = np.empty(_RINGS + 1, np.int64)
+    squares = np.empty(_LANES, np.float32)
+    listed, ring_of = np.empty((2, n_chunks * _LANES), np.int32)
+    places = np.empty(_RINGS + 1, np.int32)
 
     block = np.empty((4 * len(cells), 7, _LANES), np.float32)
     block_segment = np.empty((4 * len(cells), _LANES), np.int32)
     block_bound = np.empty(4 * len(cells), np.float32)
     b = 0
     cell_blocks[0] = 0
-    nearest = 0
+    nearest = np.int32(0)
     for c in range(len(cells)):
         x = np.float32((cells[c, 0] + 0.5) * _CELL_M)
         y = np.float32((cells[c, 1] + 0.5) * _CELL_M)
@@ -324,14 +365,15 @@ def _list_cells(
         centre[c, 0], centre[c, 1], centre[c, 2] = x, y, z
 
         for k in range(n_chunks):
-            dx = max(max(chunk_low[0, k] - x, ZERO), x - chunk_high[0, k])
-            dy = max(max(chunk_low[1, k] - y, ZERO), y - chunk_high[1, k])
-            dz = max(max(chunk_low[2, k] - z, ZERO), z - chunk_high[2, k]) * _Z_STRETCH
+            dx = max(max(low_x[k] - x, ZERO), x - high_x[k])
+            dy = max(max(low_y[k] - y, ZERO), y - high_y[k])
+            dz = max(max(low_z[k] - z, ZERO), z - high_z[k]) * _Z_STRETCH
             chunk_bound[k] = dx * dx + dy * dy + dz * dz
         # Cells are numbered as agents go through them, so the last cell's nearest is a good guess.
+        k, lane = nearest // _LANES, nearest % _LANES
         smallest = _squared_distance(
-            x - start[0, nearest], y - start[1, nearest], z - start[2, nearest],
-            delta[0, nearest], delta[1, nearest], delta[2, nearest], square[nearest],
+            x - chunk[k, 0, lane], y - chunk[k, 1, lane], z - chunk[k, 2, lane],
+            chunk[k, 3, lane], chunk[k, 4, lane], chunk[k, 5, lane], chunk[k, 6, lane],
         )  # fmt: skip
         limit = _cell_limit(smallest)
         n_near = 0
@@ -340,14 +382,13 @@ def _list_cells(
             n_near += chunk_bound[k] <= limit
         best = _LARGEST_KEY
         for k in near_chunks[:n_near]:
-            for i in range(k * _CHUNK, min((k + 1) * _CHUNK, n_segments)):
+            for lane in range(_LANES):
                 distance_square = _squared_distance(
-                    x - start[0, i], y - start[1, i], z - start[2, i],
-                    delta[0, i], delta[1, i], delta[2, i], square[i],
+                    x - chunk[k, 0, lane], y - chunk[k, 1, lane], z - chunk[k, 2, lane],
+                    chunk[k, 3, lane], chunk[k, 4, lane], chunk[k, 5, lane], chunk[k, 6, lane],
                 )  # fmt: skip
-                squares[i] = distance_square
-                best = min(best, _key(distance_square, i))
-        nearest, smallest = np.int32(best), squares[np.int32(best)]
+                best = min(best, _key(distance_square, k * _LANES + lane))
+        nearest, smallest = np.int32(best), np.int32(best >> 32).view(np.float32)
 
         limit, inner = _cell_limit(smallest), np.sqrt(smallest)
         count = 0
@@ -355,11 +396,16 @@ def _list_cells(
         for k in near_chunks[:n_near]:
             if chunk_bound[k] > limit:
                 continue
-            for i in range(k * _CHUNK, min((k + 1) * _CHUNK, n_segments)):
-                if squares[i] <= limit:
-                    ring = np.int64((np.sqrt(squares[i]) - inner) / _RING_M)
-                    ring = min(ring, _RINGS - 1)
-                    listed[count], ring_of[count] = i, ring
+            for lane in range(_LANES):
+                squares[lane] = _squared_distance(
+                    x - chunk[k, 0, lane], y - chunk[k, 1, lane], z - chunk[k, 2, lane],
+                    chunk[k, 3, lane], chunk[k, 4, lane], chunk[k, 5, lane], chunk[k, 6, lane],
+                )  # fmt: skip
+            for lane in range(_LANES):
+                if squares[lane] <= limit:
+                    ring = np.int32((np.sqrt(squares[lane]) - inner) / _RING_M)
+                    ring = min(ring, np.int32(_RINGS - 1))
+                    listed[count], ring_of[count] = k * _LANES + lane, ring
                     places[ring + 1] += 1
                     count += 1
         for ring in range(_RINGS):
@@ -371,21 +417,20 @@ def _list_cells(
             block_segment = _grown(block_segment, 2 * end)
             block_bound = _grown(block_bound, 2 * end)
         for j in range(count):
-            i, ring = listed[j], ring_of[j]
-            into, lane = b + places[ring] // _LANES, places[ring] % _LANES
-            places[ring] += 1
-            for d in range(3):
-                block[into, d, lane] = start[d, i]
-                block[into, 3 + d, lane] = delta[d, i]
-            block[into, 6, lane] = square[i]
-            block_segment[into, lane] = i * _LANES + lane
-            if lane == 0:
-                block_bound[into] = inner + ring * _RING_M
-        for lane in range(count - (end - 1 - b) * _LANES, _LANES):
-            # Fill the last block up with a point far away.
-            block[end - 1, :, lane] = ZERO
-            block[end - 1, 0, lane] = _NOWHERE
-            block_segment[end - 1, lane] = n_segments * _LANES + lane
+            k, lane = listed[j] // _LANES, listed[j] % _LANES
+            place = places[ring_of[j]]
+            places[ring_of[j]] += 1
+            into, there = b + place // _LANES, place % _LANES
+            for d in range(7):
+                block[into, d, there] = chunk[k, d, lane]
+            block_segment[into, there] = listed[j] * _LANES + there
+            if there == 0:
+                block_bound[into] = inner + ring_of[j] * _RING_M
+        # Fill the last block up with a point far away.
+        for there in range(count - (end - 1 - b) * _LANES, _LANES):
+            for d in range(7):
+                block[end - 1, d, there] = _NOWHERE if d == 0 else ZERO
+            block_segment[end - 1, there] = n_chunks * _LANES * _LANES + there
         b = end
         cell_blocks[c + 1] = b
     return block, block_segment, block_bound
@@ -542,12 +587,9 @@ def road_edge_distances(
         room *= 4
     centre = np.empty((n_cells, 3), np.float32)
     cell_blocks = np.empty(n_cells + 1, np.int64)
-    chunk_low, chunk_high = np.empty((2, 3, -(-len(edges.square) // _CHUNK)), np.float32)
-    _bound_chunks(edges.start, edges.delta, chunk_low, chunk_high)
     block, block_segment, block_bound = _list_cells(
-        cells[:n_cells], edges.start, edges.delta, edges.square, chunk_low, chunk_high,
-        centre, cell_blocks,
-    )  # fmt: skip
+        cells[:n_cells], edges.chunk, edges.chunk_low, edges.chunk_high, centre, cell_blocks
+    )
     _signed_distances(
         corners, z, half_height, valid, cell_of, centre, cell_blocks,
         block, block_segment, block_bound, edges.start, edges.delta, edges.square,
