@@ -35,9 +35,10 @@ format: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/site
 
-# Record the official scorers' results on synthetic scenes in tests/official. The official packages
-# pin TensorFlow 2.13 and get an environment of their own; the older releases' metric code runs on
-# the same TensorFlow, from a folder each.
+# Record the official scorers' results on synthetic scenes, and what the official package finds in
+# archives of ours, in tests/official. The official packages pin TensorFlow 2.13 and get an
+# environment of their own; the older releases' metric code runs on the same TensorFlow, from a
+# folder each.
 ORACLE := .venv-oracle
 RELEASES := $(ORACLE)/releases
 $(ORACLE)/.installed:
@@ -57,6 +58,13 @@ oracle: $(INSTALLED) $(ORACLE)/.installed
 	      tests/official/record.py $$challenge $$folder || exit 1; \
 	  done; \
 	done
+	PYTHONPATH=tests $(BIN)/python tests/official/make_packs.py $(ORACLE)/packs
+	$(ORACLE)/bin/python tests/official/check_pack.py --challenge sim_agents \
+	  $(ORACLE)/packs/sim_agents.tar.gz tests/official/scenes.tfrecord.gz \
+	  > tests/official/packed.json
+	$(ORACLE)/bin/python tests/official/check_pack.py --challenge scenario_gen \
+	  $(ORACLE)/packs/scenario_gen.tar.gz tests/official/scenario_gen/scenes.tfrecord.gz \
+	  > tests/official/scenario_gen/packed.json
 
 # Under ten minutes on a quiet machine, without the comparison under five. The comparison needs the
 # oracle's environment, or another with the official package:

@@ -22,7 +22,6 @@ from typing import Any
 
 import commands
 import numpy as np
-import pandas as pd
 import scenes
 import tables
 from kernel_times import timed_kernels
@@ -292,23 +291,23 @@ def _score(folder: Path, number: int, watch: bool = False) -> commands.Run:
 
 
 def _same_bytes(folder: Path) -> Target:
-    """Score some scenes with 1 and 2 workers and compare the files of scores."""
-    files = []
+    """Score some scenes with 1 and 2 workers and compare all files, byte by byte."""
+    runs: list[dict[str, bytes]] = []
     for workers in (1, 2):
         out = folder / f"run_of_{workers}"
         commands.wosac(
             "score", folder / "rollouts", "--scenarios", folder / "scenarios", "--out", out,
-            "--workers", workers, "--limit", N_SAME_BYTES, "--missing", "intersect",
+            "--workers", workers, "--limit", N_SAME_BYTES, "--per-agent",
         )  # fmt: skip
-        files.append(out / "scores.parquet")
-    note = f"{N_SAME_BYTES} scenes; 1 and 2 threads were compared on every scene"
-    one, two = map(pd.read_parquet, files)
-    differing = [name for name in one if not one[name].equals(two[name])]
-    if differing:
-        note = f"`{'`, `'.join(differing)}`; {note}"
-    elif files[0].read_bytes() != files[1].read_bytes():
-        differing, note = ["metadata"], f"the file's metadata; {note}"
-    name = "scores.parquet of 1 and 2 workers, columns that differ"
+        runs.append({path.name: path.read_bytes() for path in out.iterdir()})
+    one, two = runs
+    files = sorted({*one, *two})
+    differing = [name for name in files if one.get(name) != two.get(name)]
+    note = (
+        f"{', '.join(differing or files)}; {N_SAME_BYTES} scenes; 1 and 2 threads were compared "
+        "on every scene"
+    )
+    name = "files of wosac score with 1 and 2 workers whose bytes differ"
     return Target(name, 0.0, float(len(differing)), "", note)
 
 

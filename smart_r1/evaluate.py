@@ -6,7 +6,6 @@ simulated, and the last ones are scored.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,12 +74,10 @@ class Simulated:
     Attributes:
         scenario: as read.
         rollouts: of all its agents, or why there are none.
-        seconds: of simulating it.
     """
 
     scenario: Scenario
     rollouts: Rollouts | WosacError
-    seconds: float
 
 
 def simulated(policy: Policy, scenarios: Iterable[Scenario]) -> Iterator[Simulated]:
@@ -98,7 +95,6 @@ def simulated(policy: Policy, scenarios: Iterable[Scenario]) -> Iterator[Simulat
     worth = _WORTH[policy.model.motion.device.type]
     with ThreadPoolExecutor(1) as reader:
         for group in _groups(_ahead(reader, _prepare, scenarios), worth, policy.n_rollouts):
-            start = time.perf_counter()
             usable = [tensors for _, tensors in group if isinstance(tensors, SceneTensors)]
             made = iter(
                 simulate_scenes(
@@ -111,42 +107,9 @@ def simulated(policy: Policy, scenarios: Iterable[Scenario]) -> Iterator[Simulat
                 if usable
                 else ()
             )
-            seconds = (time.perf_counter() - start) / len(group)
             for scenario, tensors in group:
                 outcome = tensors if isinstance(tensors, WosacError) else next(made)
-                yield Simulated(scenario, outcome, seconds)
-
-
-def evaluate_scenarios(
-    model: SMART,
-    scenarios: Iterable[Scenario],
-    *,
-    n_rollouts: int = 32,
-    sampling: Sampling = DEFAULT_SAMPLING,
-    seed: int = 0,
-    challenge: str | Challenge = "2025",
-) -> Iterator[ScenarioScore]:
-    """Simulate scenes and score them with the realism meta-metric.
-
-    Args:
-        model: in evaluation mode.
-        scenarios: of 91 steps, read as they are needed.
-        n_rollouts: of each scene.
-        sampling: how tokens are drawn.
-        seed: of the draws.
-        challenge: version of the metric.
-
-    Yields:
-        Scores, in the order of the scenes.
-
-    Raises:
-        ScenarioError: a scene that cannot be simulated or scored.
-    """
-    policy = Policy(model, "smart", n_rollouts, sampling, seed)
-    for outcome in _scored(policy, scenarios, get_challenge(challenge)):
-        if isinstance(outcome.score, WosacError):
-            raise outcome.score
-        yield outcome.score
+                yield Simulated(scenario, outcome)
 
 
 def evaluate_dataset(
@@ -293,7 +256,6 @@ def _write(
 class _Scored:
     scenario: Scenario
     score: ScenarioScore | WosacError
-    seconds: float
 
 
 def _scored(
@@ -302,7 +264,6 @@ def _scored(
     """Simulate scenes, and score the last while the next is simulated."""
 
     def score(one: Simulated) -> _Scored:
-        start = time.perf_counter()
         outcome: ScenarioScore | WosacError
         if isinstance(one.rollouts, Rollouts):
             try:
@@ -311,7 +272,7 @@ def _scored(
                 outcome = error
         else:
             outcome = one.rollouts
-        return _Scored(one.scenario, outcome, one.seconds + time.perf_counter() - start)
+        return _Scored(one.scenario, outcome)
 
     with ThreadPoolExecutor(1) as scorer:
         yield from _ahead(scorer, score, simulated(policy, scenarios))
@@ -338,9 +299,7 @@ def _evaluate(
             if isinstance(one.score, WosacError):
                 findings.append(Finding("not_scored", str(one.score), name))
                 continue
-            made[name] = results.scene_result(
-                one.score, scene_attributes(one.scenario), one.seconds
-            )
+            made[name] = results.scene_result(one.score, scene_attributes(one.scenario))
             if journal is not None:
                 rows = results.agent_rows(one.score) if per_agent else None
                 journal.append(made[name], stamps[name], rows)

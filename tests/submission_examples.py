@@ -8,10 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from wosac_toolkit.io.npz import write_npz
 from wosac_toolkit.io.scenarios import write_scenarios
 from wosac_toolkit.io.submission import SubmissionMetadata
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Scenario
+
+OFFICIAL = Path(__file__).parent / "official"
+
+RECORDED = {
+    "sim_agents": ("2025", OFFICIAL),
+    "scenario_gen": ("scenario_gen_2025", OFFICIAL / "scenario_gen"),
+}
+"""What `check_pack.py` calls a challenge -> its name, and where its recorded scenes are."""
 
 METADATA = SubmissionMetadata(
     account_name="team@example.org",
@@ -56,3 +65,20 @@ def straight_on(scenario: Scenario, seed: int = 0) -> Rollouts:
 
 def replaced(rollouts: Rollouts, states: np.ndarray) -> Rollouts:
     return dataclasses.replace(rollouts, states=states.astype(np.float32))
+
+
+def write_recorded(source: Path, folder: Path) -> Path:
+    """The recorded scenes of `tests/official` with 32 rollouts: theirs, again and again."""
+    folder.mkdir()
+    for path in sorted(source.glob("*.npz")):
+        if path.name.endswith(".features.npz"):
+            continue
+        with np.load(path) as bundle:
+            again = np.arange(32) % len(bundle["states"])
+            arrays = {
+                name: bundle[name][again]
+                for name in ("states", "sizes", "object_types")
+                if name in bundle
+            }
+            write_npz(folder, Rollouts(str(bundle["scenario_id"]), bundle["object_ids"], **arrays))
+    return folder

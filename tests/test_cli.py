@@ -333,8 +333,8 @@ def test_scenes_that_a_mean_leaves_out_are_told_with_the_reason() -> None:
     reason = {"time_to_collision_likelihood": "no vehicle"}
     attributes = SceneAttributes(2, 0, 0, True, True, 5.0, "straight")
     scenes = [
-        SceneResult("good", (0.25,) * len(SCORE_FIELDS), 32, 9, 2, attributes, 0.1),
-        SceneResult("bad", bad, 32, 9, 2, attributes, 0.1, reason),
+        SceneResult("good", (0.25,) * len(SCORE_FIELDS), 32, 9, 2, attributes),
+        SceneResult("bad", bad, 32, 9, 2, attributes, reason),
     ]
     request = Request("2025", "", "0.1.0", "r", "", "s", "", 32, False, None, None, "error")
     text = summary_text(summarise(scenes, request, CHALLENGES["2025"]), "table")

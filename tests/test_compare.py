@@ -74,7 +74,6 @@ def scenes(values: np.ndarray, **fields: float | None) -> list[SceneResult]:
             n_sim_agents=5 + 7 * (k % 13),
             n_evaluated_agents=4,
             attributes=attributes(k),
-            seconds=0.01,
         )
         for k, v in enumerate(values)
     ]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wosac_toolkit.attributes import SceneAttributes
@@ -266,6 +266,7 @@ def test_printed_digits_decide_what_rounding_explains() -> None:
 
 
 @pytest.mark.parametrize("challenge", CHALLENGES)
+@settings(deadline=None)
 @given(scores=st.lists(st.floats(0, 1, width=32), min_size=10, max_size=10))
 def test_scores_of_the_toolkit_add_up(challenge: str, scores: list[float]) -> None:
     components = get_challenge(challenge).components
@@ -388,6 +389,7 @@ def test_a_file_is_named_by_plain_words(name: str) -> None:
         parse_entry(json.dumps(fields()), name)
 
 
+@settings(deadline=None)
 @given(
     method=st.text(st.characters(codec="utf-8"), min_size=1).filter(
         lambda text: text.isprintable() and text == text.strip() and len(text) <= 500
@@ -626,7 +628,6 @@ def write_scores(
                 n_sim_agents=10,
                 n_evaluated_agents=4,
                 attributes=ATTRIBUTES,
-                seconds=0.01,
             )
         )
     write_run(folder, summarise(scenes, request, version), scenes)

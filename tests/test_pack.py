@@ -22,7 +22,16 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollouts_examples import same
-from submission_examples import METADATA, replaced, some_scenes, straight_on, write_scenes
+from submission_examples import (
+    METADATA,
+    OFFICIAL,
+    RECORDED,
+    replaced,
+    some_scenes,
+    straight_on,
+    write_recorded,
+    write_scenes,
+)
 
 from wosac_toolkit.cli.group import LazyGroup
 from wosac_toolkit.errors import FormatError, WosacError
@@ -43,8 +52,6 @@ from wosac_toolkit.submission.gzip_parts import (
 from wosac_toolkit.submission.metadata import make_metadata
 from wosac_toolkit.submission.pack import Packed, PackError, pack_submission
 from wosac_toolkit.validation import Finding
-
-OFFICIAL = Path(__file__).parent / "official"
 
 
 @pytest.fixture(scope="module")
@@ -536,36 +543,13 @@ def test_findings_of_the_packed_archive_end_with_1(
 # The official package
 
 
-# The challenge as `check_pack.py` calls it, its name, and where its recorded scenes are.
-CHALLENGES = [
-    ("sim_agents", "2025", OFFICIAL),
-    ("scenario_gen", "scenario_gen_2025", OFFICIAL / "scenario_gen"),
-]
-
-
-def bundles(source: Path, folder: Path) -> Path:
-    """The recorded scenes of tests/official with 32 rollouts: theirs, again and again."""
-    folder.mkdir()
-    for path in sorted(source.glob("*.npz")):
-        if path.name.endswith(".features.npz"):
-            continue
-        with np.load(path) as bundle:
-            again = np.arange(32) % len(bundle["states"])
-            arrays = {
-                name: bundle[name][again]
-                for name in ("states", "sizes", "object_types")
-                if name in bundle
-            }
-            write_npz(folder, Rollouts(str(bundle["scenario_id"]), bundle["object_ids"], **arrays))
-    return folder
-
-
-@pytest.mark.parametrize(("name", "challenge", "source"), CHALLENGES)
+@pytest.mark.parametrize("name", RECORDED)
 def test_the_official_package_has_accepted_these_bytes(
-    tmp_path: Path, out: Path, name: str, challenge: str, source: Path
+    tmp_path: Path, out: Path, name: str
 ) -> None:
     """`check_pack.py` has recorded the shards that the official package parsed and validated."""
-    packed(bundles(source, tmp_path / "bundles"), out, challenge=challenge)
+    challenge, source = RECORDED[name]
+    packed(write_recorded(source, tmp_path / "rollouts"), out, challenge=challenge)
     recorded = json.loads((source / "packed.json").read_text())
     assert (recorded["challenge"], recorded["faults"]) == (name, [])
     with tarfile.open(out) as archive:
@@ -577,16 +561,15 @@ def test_the_official_package_has_accepted_these_bytes(
     assert shards == recorded["shards"]
 
 
-@pytest.mark.parametrize(("name", "challenge", "source"), CHALLENGES)
-def test_the_official_package_accepts_it(
-    tmp_path: Path, out: Path, name: str, challenge: str, source: Path
-) -> None:
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_official_package_accepts_it(tmp_path: Path, out: Path, name: str) -> None:
     python = os.environ.get("ORACLE_PYTHON") or str(
         Path(__file__).parents[1] / ".venv-oracle" / "bin" / "python"
     )
     if shutil.which(python) is None:
         pytest.skip("no official package: `make oracle`, or set ORACLE_PYTHON to its interpreter")
-    packed(bundles(source, tmp_path / "bundles"), out, challenge=challenge)
+    challenge, source = RECORDED[name]
+    packed(write_recorded(source, tmp_path / "rollouts"), out, challenge=challenge)
     command = [python, str(OFFICIAL / "check_pack.py"), "--challenge", name, str(out)]
     result = subprocess.run(
         [*command, str(source / "scenes.tfrecord.gz")],

@@ -64,7 +64,7 @@ NO_VEHICLE = "no evaluated vehicle has a valid logged step"
 def scene(scenario_id: str, value: float = 0.5, **fields: float | None) -> SceneResult:
     values = {**dict.fromkeys(SCORE_FIELDS, value), **fields}
     row = tuple(values[name] for name in SCORE_FIELDS)
-    return SceneResult(scenario_id, row, 32, 50, 4, ATTRIBUTES, 0.01)
+    return SceneResult(scenario_id, row, 32, 50, 4, ATTRIBUTES)
 
 
 def scene_without_vehicle(scenario_id: str) -> SceneResult:
@@ -359,11 +359,11 @@ def test_a_score_fills_the_rows_of_its_scene_and_agents(challenge: str) -> None:
             traffic_light_violation_rate=np.zeros(2) if has_lights else None,
         ),
     )
-    result = scene_result(score, ATTRIBUTES, seconds=0.25)
+    result = scene_result(score, ATTRIBUTES)
     assert (result["metametric"], result["kinematic_metrics"]) == (0.5, pytest.approx(0.5))
     assert (result["traffic_light_violation_likelihood"] is not None) == has_lights
     assert result["simulated_collision_rate"] == rates
-    assert (result.n_sim_agents, result.n_evaluated_agents, result.seconds) == (9, 2, 0.25)
+    assert (result.n_sim_agents, result.n_evaluated_agents) == (9, 2)
     rows = agent_rows(score)
     assert set(rows) <= set(AGENT_SCHEMA)
     assert rows["object_id"] == [3, 5]
@@ -397,6 +397,15 @@ def test_a_table_without_our_columns_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"scenario_id": ["a"]}).to_parquet(tmp_path / "scores.parquet")
     with pytest.raises(WosacError, match="not a table of this toolkit"):
         read_run(tmp_path)
+
+
+def test_columns_of_an_older_toolkit_are_passed_over(tmp_path: Path) -> None:
+    """It kept how long each scene took."""
+    write_run(tmp_path, summary_of(scene("a", 0.25)), [scene("a", 0.25)])
+    path = tmp_path / "scores.parquet"
+    pd.read_parquet(path).assign(seconds=0.01).to_parquet(path)
+    assert read_run(tmp_path).scores.columns.tolist() == list(SCORE_SCHEMA)
+    assert read_scenes(tmp_path) == [scene("a", 0.25)]
 
 
 def test_a_run_that_cannot_be_written_leaves_no_summary_and_no_litter(

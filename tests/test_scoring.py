@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -25,14 +24,11 @@ from wosac_toolkit.errors import ScenarioError, WosacError
 from wosac_toolkit.io.npz import write_npz
 from wosac_toolkit.io.scenarios import write_scenarios
 from wosac_toolkit.io.submission import SubmissionMetadata, write_submission
-from wosac_toolkit.metric import AgentScores, ScenarioScore
+from wosac_toolkit.metric import AgentScores, ScenarioScore, score_scenario
 from wosac_toolkit.results import read_run
 from wosac_toolkit.rollouts import Rollouts
 from wosac_toolkit.scenario import Scenario
 from wosac_toolkit.scoring import ScoredDataset, ScoringError, score_dataset
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Not sorted: what is written must be in the order of the scenario files.
 NAMES = ["delta", "alpha", "echo", "bravo", "charlie", "foxtrot"]
@@ -103,6 +99,13 @@ def without_vehicle(scenario: Scenario, rollouts: Rollouts, challenge: Challenge
     agents = replace(score.agents, n_valid_steps=steps)
     undefined = ("time_to_collision_likelihood", "interactive_metrics", "metametric")
     return replace(score, **dict.fromkeys(undefined, math.nan), agents=agents)
+
+
+def in_threads(scenario: Scenario, rollouts: Rollouts, challenge: Challenge) -> ScenarioScore:
+    """The metric itself, in so many threads."""
+    if scenario.scenario_id == os.environ.get("REFUSED"):
+        raise ScenarioError("refused")
+    return score_scenario(scenario, rollouts, challenge, threads=int(os.environ["THREADS"]))
 
 
 def slow(scenario: Scenario, rollouts: Rollouts, challenge: Challenge) -> ScenarioScore:
@@ -177,8 +180,8 @@ def score(
     return score_dataset(rollouts, scenarios, out=out, **options)  # type: ignore[arg-type]
 
 
-def scores_but_seconds(run: Path) -> pd.DataFrame:
-    return read_run(run).scores.drop(columns="seconds")
+def files_of(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(run.iterdir()) if path.is_file()}
 
 
 def refused(rollouts: Path, scenarios: Path, **options: object) -> list[tuple[str, str]]:
@@ -210,16 +213,50 @@ def test_the_files_are_the_same_for_one_and_two_workers(
     for workers in (1, 2):
         out = tmp_path / f"run{workers}"
         score(rollouts, scenarios, out, engine=slow, workers=workers, per_agent=True)
-    one, two = tmp_path / "run1", tmp_path / "run2"
-    assert (one / "summary.json").read_bytes() == (two / "summary.json").read_bytes()
-    assert (one / "agents.parquet").read_bytes() == (two / "agents.parquet").read_bytes()
-    # How long a scene took is a measurement; all else is equal.
-    assert scores_but_seconds(one).equals(scores_but_seconds(two))
-    assert sorted(path.name for path in two.iterdir()) == [
-        "agents.parquet",
-        "scores.parquet",
-        "summary.json",
+    one, two = files_of(tmp_path / "run1"), files_of(tmp_path / "run2")
+    assert list(one) == ["agents.parquet", "scores.parquet", "summary.json"]
+    assert one == two
+
+
+def test_the_files_of_the_metric_are_the_same_however_they_come_about(
+    make_scenario: Callable[..., Scenario], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    pedestrians = {"object_types": [2, 2, 2]}  # none has a time to collision, so NaN is written
+    scenes = [
+        make_scenario(scenario_id=name, origin=(900.0 * number, -50.0), **kind)
+        for number, (name, kind) in enumerate(zip(NAMES, [{}, pedestrians, {}, {}], strict=False))
     ]
+    write_scenarios(tmp_path / "scenes", scenes, 1, "test")
+    (tmp_path / "rollouts").mkdir()
+    for scene in scenes:
+        tracks = scene.tracks
+        future = np.concatenate([tracks.position, tracks.heading[..., None]], axis=2)[:, 11:]
+        noise = np.cumsum(rng.normal(0, 0.05, (32, *future.shape)), axis=2)
+        states = (future + noise).astype(np.float32)
+        write_npz(tmp_path / "rollouts", Rollouts(scene.scenario_id, tracks.object_ids, states))
+
+    def files(out: str, workers: int, threads: int) -> dict[str, bytes]:
+        monkeypatch.setenv("THREADS", str(threads))
+        options = {"engine": in_threads, "workers": workers, "per_agent": True}
+        score(tmp_path / "rollouts", tmp_path / "scenes", tmp_path / out, **options)
+        return files_of(tmp_path / out)
+
+    expected = files("plain", workers=1, threads=1)
+    assert list(expected) == ["agents.parquet", "scores.parquet", "summary.json"]
+    assert read_run(tmp_path / "plain").scores["metametric"].isna().tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert files("workers", workers=2, threads=3) == expected
+    monkeypatch.setenv("REFUSED", NAMES[2])
+    with pytest.raises(ScoringError):
+        files("resumed", workers=1, threads=2)
+    monkeypatch.delenv("REFUSED")
+    assert list(files_of(tmp_path / "resumed")) == ["findings.json"]
+    assert files("resumed", workers=1, threads=2) == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -241,7 +278,6 @@ def test_results_of_all_kinds_reach_the_run_folder(
     run = read_run(tmp_path / "run")
     assert run.scores["scenario_id"].tolist() == NAMES
     assert run.scores["n_sim_agents"].tolist() == [3] * 6
-    assert (run.scores["seconds"] > 0).all()
     kinds = [scene_attributes(replace(a_scenario(), scenario_id=name)) for name in NAMES]
     assert run.scores["sdc_manoeuvre"].tolist() == [kind.sdc_manoeuvre for kind in kinds]
     assert run.scores["mean_speed"].tolist() == [kind.mean_speed for kind in kinds]
@@ -263,6 +299,61 @@ def test_a_scene_without_a_finite_score_is_left_out_of_the_mean_and_named(
 
 def test_limit_takes_the_first_scenes_of_the_files(rollouts: Path, scenarios: Path) -> None:
     assert [s.scenario_id for s in score(rollouts, scenarios, limit=2).scenes] == NAMES[:2]
+
+
+def test_scenes_beyond_the_limit_need_no_rollouts(
+    rollouts: Path, scenarios: Path, tmp_path: Path
+) -> None:
+    """As `smart-r1 rollout --limit 2` leaves a folder."""
+    for name in NAMES[2:]:
+        (rollouts / f"{name}.npz").unlink()
+    scored = score(rollouts, scenarios, tmp_path / "run", limit=2)
+    assert [s.scenario_id for s in scored.scenes] == NAMES[:2]
+    assert scored.summary.n_scenarios_without_rollouts == 0
+    assert len(refused(rollouts, scenarios)) == 4
+
+
+def test_of_the_first_scenes_those_without_rollouts_are_refused(
+    rollouts: Path, scenarios: Path
+) -> None:
+    for name in NAMES[2:]:
+        (rollouts / f"{name}.npz").unlink()
+    assert refused(rollouts, scenarios, limit=3) == [("no_rollouts", NAMES[2])]
+    (rollouts / f"{NAMES[0]}.npz").unlink()
+    assert refused(rollouts, scenarios, limit=2) == [("no_rollouts", NAMES[0])]
+
+
+def test_of_an_intersection_limit_takes_the_first_scenes(rollouts: Path, scenarios: Path) -> None:
+    for name in (NAMES[0], NAMES[2], NAMES[5]):
+        (rollouts / f"{name}.npz").unlink()
+    scored = score(rollouts, scenarios, limit=2, missing="intersect")
+    assert [s.scenario_id for s in scored.scenes] == [NAMES[1], NAMES[3]]
+    # The last one was not looked for.
+    assert scored.summary.n_scenarios_without_rollouts == 2
+
+
+def test_limit_counts_from_the_first_of_the_scenes_asked_for(
+    rollouts: Path, scenarios: Path
+) -> None:
+    (rollouts / "charlie.npz").unlink()
+    asked = {"scenario_ids": ["charlie", "echo", "alpha"]}
+    assert [s.scenario_id for s in score(rollouts, scenarios, limit=2, **asked).scenes] == [
+        "alpha",
+        "echo",
+    ]
+    assert refused(rollouts, scenarios, limit=3, **asked) == [("no_rollouts", "charlie")]
+
+
+def test_an_archive_with_fewer_scenes_than_the_limit_lacks_the_first_without_rollouts(
+    rollouts: Path, scenarios: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "two.tar.gz"
+    shard = tmp_path / "s.binproto"
+    write_submission(shard, [rollouts_of("echo"), rollouts_of("alpha")], SubmissionMetadata())
+    with tarfile.open(archive, "w:gz") as tar:
+        add_to_archive(tar, shard.name, shard)
+    assert [s.scenario_id for s in score(archive, scenarios, limit=2).scenes] == ["alpha", "echo"]
+    assert refused(archive, scenarios, limit=3) == [("no_rollouts", "delta")]
 
 
 def test_limit_takes_the_first_scenes_of_an_archive(archive: Path, scenarios: Path) -> None:
@@ -613,10 +704,7 @@ def test_a_run_that_is_killed_resumes_and_its_files_are_those_of_an_unbroken_run
     assert sorted(scored_log()) == sorted(set(NAMES) - kept)
 
     score(rollouts, scenarios, tmp_path / "unbroken", engine=slow, per_agent=True)
-    for name in ("summary.json", "agents.parquet"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
-    scores = [scores_but_seconds(tmp_path / run) for run in ("run", "unbroken")]
-    assert scores[0].equals(scores[1])
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "unbroken")
 
 
 def test_ctrl_c_ends_the_workers_in_silence(

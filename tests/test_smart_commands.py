@@ -22,7 +22,6 @@ from smart_r1.cli import main  # noqa: E402
 from smart_r1.evaluate import (  # noqa: E402
     Policy,
     evaluate_dataset,
-    evaluate_scenarios,
     rollout_dataset,
     simulated,
 )
@@ -411,13 +410,14 @@ def test_a_scene_without_a_map_is_simulated(model: SMART, make_scenario: MakeSce
 
 
 def test_a_scene_without_lanes_is_simulated_and_scored(
-    model: SMART, make_scenario: MakeScenario
+    model: SMART, make_scenario: MakeScenario, tmp_path: Path
 ) -> None:
     scenario = make_scenario()
     score = score_scenario(scenario, _simulate(model, scenario))
     assert 0 <= score.metametric <= 1
-    [streamed] = evaluate_scenarios(model, [scenario], n_rollouts=2)
-    assert streamed.metametric == score.metametric
+    write_scenarios(tmp_path / "scene.tfrecord", [scenario], 1)
+    [streamed] = evaluate_dataset(Policy(model, "a test", n_rollouts=2), str(tmp_path)).scenes
+    assert streamed["metametric"] == score.metametric
 
 
 def test_one_agent_alone_is_simulated(model: SMART, make_scenario: MakeScenario) -> None:

@@ -403,6 +403,53 @@ def test_sizes_are_salvaged_too(scenes: list[Scenario]) -> None:
     assert (finding.code, finding.rollout, finding.object_id) == ("missing_object", 4, 10)
 
 
+def test_objects_without_sizes_are_named_if_others_have_theirs(
+    scenes: list[Scenario], scenes_dir: Path, tmp_path: Path
+) -> None:
+    """Object 10 has none anywhere, 12 a width alone in rollout 5; one of 13 is spoilt."""
+    rollouts = generated(scenes[2])
+    assert rollouts.sizes is not None
+    rollouts.sizes[7, 3, 20, 2] = -1.0
+    plain = dataclasses.replace(rollouts, sizes=None, object_types=None)
+    bare = joint_scenes(plain)
+    boxed = [
+        [
+            one
+            + b"".join(encode_block(n, size[:, k].tobytes()) for n, k in ((8, 0), (7, 1), (9, 2)))
+            for one, size in zip(bare[r], rollouts.sizes[r], strict=True)
+        ]
+        for r in range(32)
+    ]
+    read = decode_scenario_rollouts(message(boxed, "c2"), where="f")
+    assert same(read, dataclasses.replace(rollouts, object_types=None))
+    for r in range(32):
+        boxed[r][0] = bare[r][0]
+    boxed[5][2] = bare[5][2] + encode_block(7, rollouts.sizes[5, 2, :, 1].tobytes())
+    data = message(boxed, "c2")
+    assert decode_scenario_rollouts(data, where="f").sizes is None
+    _, misfits = salvage_scenario_rollouts(data, where="f")
+    assert misfits == []  # Sim Agents has no use for sizes.
+    salvaged, misfits = salvage_scenario_rollouts(data, where="f", with_sizes=True)
+    assert misfits == [Misfit(10, "unsized", tuple(range(32))), Misfit(12, "unsized", (5,))]
+    assert salvaged.object_ids.tolist() == [11, 13]
+    path = tmp_path / "submission.tar.gz"
+
+    def found(of_c2: bytes) -> list[Finding]:
+        shards = shard(*map(generated, scenes[:2])), shard(of_c2)
+        path.write_bytes(gzip.compress(tar(*zip(NAMES, shards, strict=True)), 1))
+        return checked(path, scenes_dir, challenge="scenario_gen_2025")[0]
+
+    partly = found(data)
+    assert [(f.code, f.rollout, f.object_id) for f in partly] == [
+        ("bad_size", 7, 13),
+        ("no_sizes", 0, 10),
+        ("no_sizes", 5, 12),
+    ]
+    assert partly[2].what.endswith("1 of 32 rollouts (5)")
+    (finding,) = found(message(bare, "c2"))
+    assert (finding.code, finding.scenario_id, finding.object_id) == ("no_sizes", "c2", None)
+
+
 def without_first(rollouts: Rollouts) -> Rollouts:
     """The same without its first object."""
     arrays = {name: getattr(rollouts, name)[:, 1:] for name in ("states", "sizes", "object_types")}

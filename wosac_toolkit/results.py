@@ -10,7 +10,9 @@ A run is a folder:
 `findings.json`     why it could not finish: a list of `Finding`s
 ==================  ==============================================================================
 
-`summary.json` is written last, so a folder that has one holds a whole run.
+`summary.json` is written last, so a folder that has one holds a whole run. Nothing in it tells when
+the run was made or how long it took: the same request of the same files writes the same bytes,
+whatever the workers and interruptions.
 """
 
 from __future__ import annotations
@@ -81,11 +83,10 @@ SCORE_SCHEMA = {
     **{name: "float64" for name in SCORE_FIELDS},
     **{name: "int32" for name in COUNT_FIELDS},
     **ATTRIBUTE_SCHEMA,
-    "seconds": "float64",
 }
 """Columns of `scores.parquet`. A field that the challenge does not have is null, a result that is
-not a finite number is NaN or infinite as in the official code. `seconds`: reading, checking and
-scoring the scene, in its worker."""
+not a finite number is NaN or infinite as in the official code. Files written earlier have columns
+beyond these, which are passed over."""
 
 AGENT_SCHEMA = {
     "scenario_id": "string",
@@ -112,7 +113,6 @@ class SceneResult:
         n_sim_agents: simulated objects.
         n_evaluated_agents: objects that the metric evaluates.
         attributes: what kind of scene it is.
-        seconds: reading, checking and scoring it.
         non_finite: field -> why its value is not a finite number.
     """
 
@@ -122,7 +122,6 @@ class SceneResult:
     n_sim_agents: int
     n_evaluated_agents: int
     attributes: SceneAttributes
-    seconds: float
     non_finite: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, field: str) -> float | None:
@@ -144,7 +143,7 @@ AgentRows = dict[str, list[Any]]
 """Column of `AGENT_SCHEMA` (but the scenario id) -> a value an evaluated agent."""
 
 
-def scene_result(score: ScenarioScore, attributes: SceneAttributes, seconds: float) -> SceneResult:
+def scene_result(score: ScenarioScore, attributes: SceneAttributes) -> SceneResult:
     """The row of a score on a scene of such attributes."""
     fields = {**score.metrics(), **score.buckets()}
     return SceneResult(
@@ -154,7 +153,6 @@ def scene_result(score: ScenarioScore, attributes: SceneAttributes, seconds: flo
         n_sim_agents=score.n_sim_agents,
         n_evaluated_agents=score.n_evaluated_agents,
         attributes=attributes,
-        seconds=seconds,
         non_finite=score.non_finite(),
     )
 
@@ -595,7 +593,7 @@ def _score_columns(scenes: Sequence[SceneResult]) -> Iterator[dict[str, list[Any
         "scenario_id": [scene.scenario_id for scene in scenes],
         **{f: [scene.values[i] for scene in scenes] for i, f in enumerate(SCORE_FIELDS)},
         **{f: [getattr(scene.attributes, f) for scene in scenes] for f in ATTRIBUTE_SCHEMA},
-        **{f: [getattr(scene, f) for scene in scenes] for f in (*COUNT_FIELDS, "seconds")},
+        **{f: [getattr(scene, f) for scene in scenes] for f in COUNT_FIELDS},
     }
 
 
@@ -709,7 +707,6 @@ def read_scenes(directory: str | os.PathLike[str]) -> list[SceneResult]:
             values=tuple(columns[name][row] for name in SCORE_FIELDS),
             **{name: columns[name][row] for name in COUNT_FIELDS},
             attributes=SceneAttributes(**{name: columns[name][row] for name in ATTRIBUTE_SCHEMA}),
-            seconds=columns["seconds"][row],
         )
         for row, scenario_id in enumerate(columns["scenario_id"])
     ]

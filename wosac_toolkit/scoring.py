@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ def score_dataset(
 ) -> ScoredDataset:
     """Score all rollouts of a folder, file or archive against their scenes.
 
-    The result does not depend on `workers`, but for the column `seconds`. A script that uses more
+    The result, to the bytes of its files, does not depend on `workers`. A script that uses more
     than one worker must call this below `if __name__ == "__main__":`.
 
     Args:
@@ -112,8 +111,9 @@ def score_dataset(
         missing: `error` refuses scenes without rollouts and rollouts without scene, `intersect`
             scores the others and counts these.
         scenario_ids: the scenes to score; None for all. Rollouts of other scenes are ignored.
-        limit: score at most so many scenes, the first in the order of the scenario files; of a
-            `.tar.gz` the first in the archive, the rest of which is then not looked at.
+        limit: score at most so many scenes, the first in the order of the scenario files, with
+            `intersect` the first that have rollouts; of a `.tar.gz` the first in the archive, the
+            rest of which is then not looked at. Scenes beyond are not missing.
         workers: processes; None for one a CPU, fewer where there is little to score; 1 scores in
             this process.
         overwrite: replace a run in `out`, finished or not, that was asked for something else, and
@@ -229,16 +229,14 @@ def find_work(
 
     index = index_scenarios(scenarios, progress=progress and sys.stderr.isatty())
     records = _select(index, scenario_ids)
-    join = Join(records, selected=scenario_ids is not None)
+    join = Join(records, selected=scenario_ids is not None, limit=limit)
     if is_archive(rollouts):
         tasks = join.match((rollouts, message) for message in iter_archive(rollouts))
-        n_tasks, chunk_size = len(records), 1  # A task brings a megabyte or more along.
-    else:
-        in_order = join.in_order(index_rollouts(rollouts))
-        tasks, n_tasks, chunk_size = iter(in_order), len(in_order), 4
-    if limit is not None:
-        tasks, n_tasks = islice(tasks, limit), min(limit, n_tasks)
-    return Work(join, tasks, n_tasks, chunk_size)
+        n_tasks = len(records) if limit is None else min(limit, len(records))
+        # A task brings a megabyte or more along.
+        return Work(join, islice(tasks, limit), n_tasks, chunk_size=1)
+    in_order = join.in_order(index_rollouts(rollouts))
+    return Work(join, iter(in_order), len(in_order), chunk_size=4)
 
 
 @dataclass(slots=True)
@@ -363,21 +361,34 @@ class Join:
     Attributes:
         records: the scenes to be scored, in the order of the scenario files.
         selected: they are a choice of scenes, so rollouts of others are nothing to wonder at.
-        without_rollouts: scenes that have none; known when all rollouts have been looked at.
+        limit: how many are to be scored at most; those beyond are not missing.
+        without_rollouts: scenes that have none and were passed over; known when all rollouts have
+            been looked at.
         without_scenario: ids of rollouts that belong to no scene -> their place.
         repeated: ids of rollouts that come more than once -> the first two places.
     """
 
     records: Mapping[str, RecordRef]
     selected: bool
+    limit: int | None = None
     without_rollouts: Sequence[str] = ()
     without_scenario: dict[str, str] = field(default_factory=dict)
     repeated: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def in_order(self, refs: Iterable[RolloutsRef]) -> list[Task]:
-        """The scenes that have rollouts, in the order of the scenario files."""
+        """The first scenes that have rollouts, in the order of the scenario files."""
         tasks = {task.scenario_id: task for task in self.match((r.path, r) for r in refs)}
-        return [tasks[scenario_id] for scenario_id in self.records if scenario_id in tasks]
+        in_order: list[Task] = []
+        without_rollouts: list[str] = []
+        for scenario_id in self.records:
+            if len(in_order) == self.limit:
+                break
+            if scenario_id in tasks:
+                in_order.append(tasks[scenario_id])
+            else:
+                without_rollouts.append(scenario_id)
+        self.without_rollouts = without_rollouts
+        return in_order
 
     def match(
         self, rollouts: Iterable[tuple[PathLike, RolloutsRef | ArchivedRollouts]]
@@ -408,9 +419,11 @@ class Join:
         ]
         if missing == "intersect":
             return repeated
+        asked_for = set(islice(self.records, self.limit))
+        without_rollouts = [s for s in self.without_rollouts if s in asked_for]
         return [
             *repeated,
-            *(Finding("no_rollouts", "has no rollouts", s) for s in self.without_rollouts),
+            *(Finding("no_rollouts", "has no rollouts", s) for s in without_rollouts),
             *(
                 Finding("no_scenario", "is not in the scenario files", s, file=file)
                 for s, file in self.without_scenario.items()
@@ -484,7 +497,7 @@ def _score_task(rules: _Rules, task: Task) -> _Scored | list[Finding]:
     """Read, check and score one scene; whatever fails becomes findings about this scene."""
     from wosac_toolkit.io.scenarios import read_scenario
 
-    start, where = time.perf_counter(), task.rollouts.where
+    where = task.rollouts.where
     try:
         scenario = read_scenario(task.record)
         rollouts = task.rollouts.read()
@@ -501,8 +514,7 @@ def _score_task(rules: _Rules, task: Task) -> _Scored | list[Finding]:
         score = rules.engine(scenario, rollouts, rules.challenge)
         attributes = scene_attributes(scenario)
         agents = results.agent_rows(score) if rules.per_agent else None
-        seconds = time.perf_counter() - start
-        return _Scored(results.scene_result(score, attributes, seconds), agents)
+        return _Scored(results.scene_result(score, attributes), agents)
     except (FormatError, OSError) as error:
         code, what = "unreadable", str(error)
     except WosacError as error:

@@ -104,7 +104,7 @@ def decode_scenario_rollouts(data: bytes | memoryview, *, where: str) -> Rollout
     return _copied(table, table.spans, slots, table.object_ids[:n_objects], n_steps)
 
 
-_Misfit = Literal["absent", "repeated", "ragged", "other_length"]
+_Misfit = Literal["absent", "repeated", "ragged", "other_length", "unsized"]
 
 
 class Misfit(NamedTuple):
@@ -113,7 +113,8 @@ class Misfit(NamedTuple):
     Attributes:
         object_id: the object.
         kind: `absent` from these rollouts; `repeated` in them; `ragged` in them: its x, y, z and
-            heading differ in length; `other_length`: with another number of steps than usual.
+            heading differ in length; `other_length`: with another number of steps than usual;
+            `unsized`: without sizes at some steps, where others have them.
         rollouts: the indices of the joint scenes.
     """
 
@@ -123,11 +124,16 @@ class Misfit(NamedTuple):
 
 
 def salvage_scenario_rollouts(
-    data: bytes | memoryview, *, where: str
+    data: bytes | memoryview, *, where: str, with_sizes: bool = False
 ) -> tuple[Rollouts, list[Misfit]]:
     """What is sound of a `ScenarioRollouts` message, and what is not, object by object.
 
     For those who list all faults; `decode_scenario_rollouts` raises the first of them.
+
+    Args:
+        data: the serialized message.
+        where: the file and place it comes from, for errors.
+        with_sizes: an object without sizes is a misfit, unless none has any.
 
     Returns:
         The rollouts of the objects that come once in every joint scene with the number of steps
@@ -161,6 +167,7 @@ def salvage_scenario_rollouts(
         "repeated": n_found > 1,
         "ragged": occurrences(table.steps < 0) > 0,
         "other_length": occurrences((table.steps >= 0) & (table.steps != n_steps)) > 0,
+        "unsized": occurrences(_unsized(table)) > 0 if with_sizes else n_found < 0,
     }
     sound = ~np.any([wrong.any(axis=0) for wrong in faults.values()], axis=0)
     misfits = [
@@ -220,6 +227,15 @@ def _measure(data: bytes | memoryview, where: str) -> _Table:
     pos = measure(array, sizes, object_ids, steps, spans)
     check(pos, "ScenarioRollouts", where)
     return _Table(array, scenario_id, where, sizes, object_ids, steps, spans)
+
+
+def _unsized(table: _Table) -> npt.NDArray[np.bool_]:
+    """Which trajectories [K] lack a size, where others have theirs; ragged ones do not tell."""
+    from wosac_toolkit.io.submission_kernels import sized
+
+    measured = table.steps >= 0
+    lacking: npt.NDArray[np.bool_] = measured & ~sized(table.data, table.spans, table.steps)
+    return np.zeros_like(lacking) if np.array_equal(lacking, measured) else lacking
 
 
 def _copied(

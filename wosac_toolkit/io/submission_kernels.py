@@ -205,6 +205,30 @@ def carries_boxes(data: ByteArray, pos: Integer, end: Integer) -> bool:
 
 
 @kernel
+def sized(data: ByteArray, spans: Int64Array, steps: Int64Array) -> npt.NDArray[np.bool_]:
+    """Whether each trajectory [K] that was measured has all three sizes at each of its steps."""
+    complete = np.zeros(len(spans), np.bool_)
+    n_bytes = np.empty(3, np.int64)
+    for row in range(len(spans)):
+        n_bytes[:] = 0
+        pos, end = spans[row, 0], spans[row, 1]
+        while pos < end:
+            tag, pos = varint(data, pos, end)
+            number, wire_type = tag >> 3, tag & 7
+            if not (WIDTH <= number <= HEIGHT and wire_type in (LENGTH_DELIMITED, FIXED32)):
+                pos = skip(data, pos, end, tag)
+                continue
+            start = pos
+            if wire_type == LENGTH_DELIMITED:
+                start, pos = block(data, pos, end)
+            else:
+                _, pos = fixed32(data, pos, end)
+            n_bytes[number - WIDTH] += pos - start
+        complete[row] = (n_bytes == 4 * steps[row]).all()
+    return complete
+
+
+@kernel
 def fill_boxes(
     data: ByteArray,
     spans: Int64Array,

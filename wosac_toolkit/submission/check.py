@@ -401,9 +401,12 @@ def _check(challenge: Challenge, task: _Task) -> list[Finding]:
         if isinstance(task.rollouts, bytes):
             try:
                 rollouts = submission.decode_scenario_rollouts(task.rollouts, where=task.where)
+                sound = rollouts.sizes is not None or not challenge.whole_record
             except RolloutsError:
+                sound = False
+            if not sound:
                 rollouts, misfits = submission.salvage_scenario_rollouts(
-                    task.rollouts, where=task.where
+                    task.rollouts, where=task.where, with_sizes=challenge.whole_record
                 )
         else:
             scenario_id = task.rollouts.scenario_id

@@ -99,6 +99,7 @@ _KINDS = {
     "repeated": ("duplicate_object", "comes more than once in"),
     "ragged": ("step_count", "center_x, center_y, center_z and heading differ in length in"),
     "other_length": ("step_count", "has another number of steps than the others in"),
+    "unsized": ("no_sizes", "lacks length, width or height at some step of"),
 }
 
 
