@@ -59,6 +59,7 @@ CELL_M = _index_parameter("_CELL_M", 1.0)
 CELL_HEIGHT_M = _index_parameter("_CELL_HEIGHT_M", 0.5)
 SLACK_M = _index_parameter("_SLACK_M", 5e-2)
 BLOCK = int(_index_parameter("_LANES", 16))
+RINGS = int(_index_parameter("_RINGS", 16))
 
 
 def states_in_order(scene: PreparedScene, rollouts: Rollouts) -> Array:
@@ -97,40 +98,32 @@ def count_pairs(scene: PreparedScene, states: Array, expected: Float32Array) -> 
         )  # fmt: skip
         return rectangle_distances(one, other) - shrinking[a] - shrinking[b]
 
-    neighbour = np.zeros((x.shape[0], n_evaluated), np.int64)
     agents = np.arange(n_evaluated)
-    for t in range(x.shape[1]):
+    for rollout in range(len(x)):
         gap = np.hypot(
-            x[:, t, None, :] - x[:, t, :n_evaluated, None],
-            y[:, t, None, :] - y[:, t, :n_evaluated, None],
+            x[rollout, :, None, :] - x[rollout, :, :n_evaluated, None],
+            y[rollout, :, None, :] - y[rollout, :, :n_evaluated, None],
         )
-        rounding = np.maximum(abs(x[:, t, :n_evaluated]), abs(y[:, t, :n_evaluated]))
+        gap[:, agents, agents] = np.inf
+        if rollout == 0:
+            neighbour = gap.argmin(axis=2)
+        rounding = np.maximum(abs(x[rollout, :, :n_evaluated]), abs(y[rollout, :, :n_evaluated]))
         gap -= radius[:n_evaluated, None] + radius + ROUNDING_M
         gap -= ROUNDING_RATIO * rounding[..., None]
-        gap[:, agents, agents] = np.inf
-        if t == 0:
-            neighbour = gap.argmin(axis=2)
-        r, e = np.indices(neighbour.shape)
-        first = distances(r, t, e, neighbour)
-        # What the circles leave once the last step's neighbour is known, and of these what is
-        # still left when it is come to.
+        t, e = np.indices(neighbour.shape)
+        first = distances(rollout, t, e, neighbour)
+        # What the circles leave once the neighbour in the rollout before is known.
         left = gap < first[..., None]
-        left[r, e, neighbour] = False
+        left[t, e, neighbour] = False
         exact = np.full(gap.shape, np.inf)
-        rows, cols, others = np.nonzero(left)
-        exact[rows, cols, others] = distances(rows, t, cols, others)
-        best, evaluated = first.copy(), np.ones(first.shape, np.int64)
-        for n in np.flatnonzero(left.any(axis=(0, 1))):
-            open_ = gap[..., n] < best
-            open_ &= left[..., n]
-            evaluated += open_
-            best = np.where(open_, np.minimum(best, exact[..., n]), best)
-        if not np.allclose(best, expected[:, :, t], atol=TOLERANCE_M):
+        steps, cols, others = np.nonzero(left)
+        exact[steps, cols, others] = distances(rollout, steps, cols, others)
+        exact[t, e, neighbour] = first
+        best = exact.min(axis=2)
+        if not np.allclose(best.T, expected[rollout], atol=TOLERANCE_M):
             raise SystemExit(f"scenario {scene.scenario_id}: the recount finds other distances")
-        exact[r, e, neighbour] = first
         neighbour = exact.argmin(axis=2)
-        counts["pairs left by the circle bound"] += int(left.sum()) + first.size
-        counts["exact distances evaluated"] += int(evaluated.sum())
+        counts["exact distances evaluated"] += int(left.sum()) + first.size
         # Whoever knew the answer would still have to see that nothing is nearer.
         counts["exact distances unavoidable"] += int(
             np.maximum((gap < best[..., None]).sum(axis=2), 1).sum()
@@ -214,7 +207,10 @@ def count_corners(scene: PreparedScene, states: Array, expected: Float32Array) -
         centre = (index + 0.5) * pitch
         from_centre = segment_distances(centre[None], start, delta)[0]
         listed = np.flatnonzero(from_centre <= from_centre.min() + 2 * reach + SLACK_M)
-        listed = listed[np.argsort(from_centre[listed], kind="stable")]
+        ring_m = (2 * reach + SLACK_M) / RINGS
+        ring = np.minimum((from_centre[listed] - from_centre.min()) // ring_m, RINGS - 1)
+        listed, ring = listed[np.argsort(ring, kind="stable")], np.sort(ring)
+        bound = from_centre.min() + ring * ring_m
         rows = order[bounds[c] : bounds[c + 1]]
         own = corners[rows]
         counts["segments listed in all cells"] += len(listed)
@@ -222,7 +218,7 @@ def count_corners(scene: PreparedScene, states: Array, expected: Float32Array) -
         best, searching = np.full(len(own), np.inf), np.ones(len(own), bool)
         exact = segment_distances(own, start[listed], delta[listed])
         for b in range(0, len(listed), BLOCK):
-            searching &= from_centre[listed[b]] - offset <= best
+            searching &= bound[b] - offset <= best
             counts["segments evaluated"] += BLOCK * int(searching.sum())
             nearest = exact[:, b : b + BLOCK].min(axis=1)
             best = np.where(searching, np.minimum(best, nearest), best)

@@ -4,10 +4,10 @@ Boxes are rectangles with rounded corners. The distance of two boxes is that of 
 Minkowski difference of their shrunken cores, a convex polygon of eight vertices, less the two
 shrinking distances; it is negative where the boxes overlap.
 
-The official code evaluates every pair at every step. Here the neighbour of the step before is
-evaluated, and then only what can be nearer by its bounding circle: hardly anything. What is
-evaluated is so 16 pairs at a time, side by side. The result is the minimum over the same float32
-numbers.
+The official code evaluates every pair at every step. Here the neighbour that the agent has at that
+step of the rollout before is evaluated first, and then only what can be nearer by its bounding
+circle: hardly anything. Pairs are evaluated 16 at a time, side by side. The result is the minimum
+over the same float32 numbers.
 """
 
 from __future__ import annotations
@@ -163,9 +163,8 @@ def _core_distances(pairs: Float32Array) -> None:
 
 @kernel
 def _evaluate(
-    t: int,
-    queries: Int32Array,
-    others: Int32Array,
+    r: int,
+    pending: Int32Array,
     x: Float32Array,
     y: Float32Array,
     heading: Float32Array,
@@ -173,38 +172,38 @@ def _evaluate(
     core_width: Float32Array,
     shrinking: Float32Array,
     pairs: Float32Array,
-    best: Float32Array,
     neighbour: Int32Array,
+    distances: Float32Array,
 ) -> None:
-    """Evaluate pairs of agents at step `t`, and keep the nearest of each query.
+    """Evaluate pairs of agents of rollout `r`, and keep the nearest to each evaluated agent.
 
     Args:
-        t: the step.
-        queries, others: int32 [P], the pairs: rollout and evaluated agent, and another agent.
+        r: the rollout.
+        pending: int32 [P, 3], the pairs: step, evaluated agent, other agent.
         x .. shrinking: see `nearest_object_distances`.
         pairs: scratch, see `_core_distances`.
-        best, neighbour: [Q], the smallest distance of each query so far, and whose it is.
+        neighbour: int32 [E, T], whose the smallest distance so far is.
+        distances: float32 [R, E, T], the smallest distance so far.
     """
-    n_evaluated = len(best) // len(heading)
-    s = t + x.shape[1] - heading.shape[1]
-    for first in range(0, len(queries), _LANES):
-        n_lanes = min(_LANES, len(queries) - first)
+    n_history = x.shape[1] - heading.shape[1]
+    for first in range(0, len(pending), _LANES):
+        n_lanes = min(_LANES, len(pending) - first)
         for k in range(n_lanes):
-            q = np.int64(queries[first + k])
-            r, e = q // n_evaluated, q % n_evaluated
-            for n, lane in ((e, k), (np.int64(others[first + k]), _LANES + k)):
+            t = pending[first + k, 0]
+            s = n_history + t
+            for i in range(2):
+                n, lane = pending[first + k, 1 + i], i * _LANES + k
                 pairs[_X + lane], pairs[_Y + lane] = x[r, s, n], y[r, s, n]
                 pairs[_HEADING + lane] = heading[r, t, n]
                 pairs[_LENGTH + lane] = size_at(core_length, r, t, n)
                 pairs[_WIDTH + lane] = size_at(core_width, r, t, n)
         _core_distances(pairs)
         for k in range(n_lanes):
-            q, n = queries[first + k], others[first + k]
-            r, e = q // n_evaluated, q % n_evaluated
+            t, e, n = pending[first + k, 0], pending[first + k, 1], pending[first + k, 2]
             distance = pairs[_DISTANCE + k]
             distance = distance - size_at(shrinking, r, t, e) - size_at(shrinking, r, t, n)
-            if distance < best[q]:
-                best[q], neighbour[q] = distance, n
+            if distance < distances[r, e, t]:
+                distances[r, e, t], neighbour[e, t] = distance, n
 
 
 @kernel
@@ -233,65 +232,64 @@ def nearest_object_distances(
     n_rollouts, n_evaluated, n_steps = distances.shape
     n_agents = x.shape[2]
     n_history = x.shape[1] - n_steps
-    n_queries = n_rollouts * n_evaluated
-    best = np.empty(n_queries, np.float32)
-    neighbour = np.empty(n_queries, np.int32)
+    neighbour = np.empty((n_evaluated, n_steps), np.int32)
     near = np.empty(n_agents, np.bool_)
-    queries, others = np.empty((2, max(_PENDING + n_agents, n_queries)), np.int32)
+    pending = np.empty((_PENDING + n_agents, 3), np.int32)
     pairs = np.zeros(15 * _LANES, np.float32)
-    for t in range(n_steps):
-        s = n_history + t
-        # The neighbour of the step before, or where there is none the nearest centre.
+    distances[:] = EXTREMELY_LARGE_DISTANCE
+    for r in range(n_rollouts):
+        # The neighbour in the rollout before; in the first one the nearest centre.
         count = 0
-        for q in range(n_queries):
-            r, e = q // n_evaluated, q % n_evaluated
-            best[q] = EXTREMELY_LARGE_DISTANCE
-            if t == 0 or not valid[t, neighbour[q]]:
-                neighbour[q] = e
-                closest = _INFINITY
-                for n in range(n_agents):
-                    dx, dy = x[r, s, n] - x[r, s, e], y[r, s, n] - y[r, s, e]
-                    if valid[t, n] and n != e and dx * dx + dy * dy < closest:
-                        neighbour[q], closest = n, dx * dx + dy * dy
-            if valid[t, e] and neighbour[q] != e:
-                queries[count], others[count] = q, neighbour[q]
-                count += 1
-        _evaluate(
-            t, queries[:count], others[:count],
-            x, y, heading, core_length, core_width, shrinking, pairs, best, neighbour,
-        )  # fmt: skip
-
-        # Then whatever can be nearer.
-        count = 0
-        for q in range(n_queries):
-            r, e = q // n_evaluated, q % n_evaluated
-            if not valid[t, e]:
-                continue
-            cx, cy, first = x[r, s, e], y[r, s, e], neighbour[q]
-            # Corners are rounded in the global frame, and so can lie closer than the circles.
-            reach = size_at(radius, r, t, e) + best[q]
-            reach = reach + _ROUNDING_M + _ROUNDING_RATIO * max(abs(cx), abs(cy), abs(reach))
-            n_near = 0
-            for n in range(n_agents):
-                dx, dy = x[r, s, n] - cx, y[r, s, n] - cy
-                limit = reach + size_at(radius, r, t, n)
-                within = (limit > ZERO) & (dx * dx + dy * dy < limit * limit)
-                near[n] = within & valid[t, n] & (n != e) & (n != first)
-                n_near += near[n]
-            if n_near == 0:
-                continue
-            for n in range(n_agents):
-                queries[count], others[count] = q, n
-                count += near[n]
-            if count >= _PENDING:
+        for t in range(n_steps):
+            s = n_history + t
+            for e in range(n_evaluated):
+                if r == 0:
+                    neighbour[e, t] = e
+                    closest = _INFINITY
+                    for n in range(n_agents):
+                        dx, dy = x[r, s, n] - x[r, s, e], y[r, s, n] - y[r, s, e]
+                        if valid[t, n] and n != e and dx * dx + dy * dy < closest:
+                            neighbour[e, t], closest = n, dx * dx + dy * dy
+                pending[count, 0], pending[count, 1], pending[count, 2] = t, e, neighbour[e, t]
+                count += valid[t, e] and neighbour[e, t] != e
+            if count >= _PENDING or t == n_steps - 1:
                 _evaluate(
-                    t, queries[:count], others[:count],
-                    x, y, heading, core_length, core_width, shrinking, pairs, best, neighbour,
+                    r, pending[:count], x, y, heading, core_length, core_width, shrinking,
+                    pairs, neighbour, distances,
                 )  # fmt: skip
                 count = 0
+        # Then whatever can be nearer.
+        for t in range(n_steps):
+            x_now, y_now, valid_now = x[r, n_history + t], y[r, n_history + t], valid[t]
+            for e in range(n_evaluated):
+                if not valid_now[e]:
+                    continue
+                cx, cy = x_now[e], y_now[e]
+                # Corners are rounded in the global frame, and so can lie closer than the circles.
+                reach = size_at(radius, r, t, e) + distances[r, e, t]
+                reach = reach + _ROUNDING_M + _ROUNDING_RATIO * max(abs(cx), abs(cy), abs(reach))
+                n_near = np.int32(0)
+                for n in range(n_agents):
+                    dx, dy = x_now[n] - cx, y_now[n] - cy
+                    limit = reach + size_at(radius, r, t, n)
+                    within = (limit > ZERO) & (dx * dx + dy * dy < limit * limit) & valid_now[n]
+                    near[n] = within
+                    n_near += np.int32(within)
+                for n in (np.int32(e), neighbour[e, t]):  # themselves
+                    n_near -= np.int32(near[n])
+                    near[n] = False
+                if n_near == 0:
+                    continue
+                for n in range(n_agents):
+                    pending[count, 0], pending[count, 1], pending[count, 2] = t, e, n
+                    count += near[n]
+                if count >= _PENDING:
+                    _evaluate(
+                        r, pending[:count], x, y, heading, core_length, core_width, shrinking,
+                        pairs, neighbour, distances,
+                    )  # fmt: skip
+                    count = 0
         _evaluate(
-            t, queries[:count], others[:count],
-            x, y, heading, core_length, core_width, shrinking, pairs, best, neighbour,
+            r, pending[:count], x, y, heading, core_length, core_width, shrinking,
+            pairs, neighbour, distances,
         )  # fmt: skip
-        for q in range(n_queries):
-            distances[q // n_evaluated, q % n_evaluated, t] = best[q]
