@@ -65,7 +65,7 @@ from wosac_toolkit.errors import WosacError
 from wosac_toolkit.io.files import atomic_write
 from wosac_toolkit.io.scenarios import index_scenarios, load_scenarios
 from wosac_toolkit.io.tfrecord import find_shards
-from wosac_toolkit.report import write_report
+from wosac_toolkit.report import BEHAVIOUR_FILE, write_report
 from wosac_toolkit.results import field_tree, read_summary
 from wosac_toolkit.reward import get_reward
 from wosac_toolkit.scoring import score_dataset
@@ -81,7 +81,7 @@ _MOST_OF_A_KIND = 4
 _MOST_FINDINGS = 20
 _LOOK_SECONDS = 0.2
 
-_BEHAVIOUR, _SECONDS = "behaviour.parquet", "seconds.json"
+_SECONDS = "seconds.json"
 
 # The settings of each stage of a kind.
 _KEYS: Mapping[str, Kind] = {
@@ -492,14 +492,15 @@ def _changes(before: RecipeConfig, config: RecipeConfig) -> list[str]:
     return found
 
 
-def _is_synthetic(config: RecipeConfig) -> bool:
+def is_synthetic(config: RecipeConfig) -> bool:
+    """Whether no scenes are named, so that the recipe makes its own."""
     named = (config.scenarios, config.validation_scenarios, config.data, config.validation_data)
     return all(path is None for path in named)
 
 
 def _with_sources(config: RecipeConfig, out: Path) -> RecipeConfig:
     """The settings with the scenes and the model of the package, where no scenes are named."""
-    if not _is_synthetic(config):
+    if not is_synthetic(config):
         return config
     training, validation = builtin.synthetic_scenes(out / "scenarios")
     begins_with = config.begins_with
@@ -521,7 +522,7 @@ def _check(config: RecipeConfig) -> None:
     for part in parts:
         if part.kind == "rft":
             get_reward(getattr(config, part.key).reward)
-    if _is_synthetic(config):
+    if is_synthetic(config):
         return
     if config.begins_with is None and parts[0].kind != "bc":
         raise WosacError(
@@ -628,7 +629,7 @@ def _evaluate(
     how, scenarios = config.evaluation, config.validation_scenarios
     assert scenarios is not None
     rollouts, scores = out / "rollouts" / name, out / "scores" / name
-    behaviour = scores / _BEHAVIOUR
+    behaviour = scores / BEHAVIOUR_FILE
     if behaviour.exists():  # It is written last.
         return
     _say(progress, f"{name}: evaluating")
@@ -692,7 +693,9 @@ def _summary(config: RecipeConfig, models: Mapping[str, str], out: Path) -> Summ
             changes[against.name] = {
                 field: _change(difference) for field, difference in against.differences.items()
             }
-    behaviours = {name: read_behaviours(folder / _BEHAVIOUR) for name, folder in folders.items()}
+    behaviours = {
+        name: read_behaviours(folder / BEHAVIOUR_FILE) for name, folder in folders.items()
+    }
     seconds = _seconds(out)
 
     def evaluated(name: str) -> Evaluated:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wosac_toolkit.attributes import MANOEUVRES, SLICINGS, SceneAttributes
+from wosac_toolkit.behaviour import measure_dataset, read_behaviours, watch, write_behaviours
 from wosac_toolkit.challenge import get_challenge
 from wosac_toolkit.compare import compare_runs, read_models
 from wosac_toolkit.errors import WosacError
@@ -34,7 +36,13 @@ from wosac_toolkit.cli.report import command
 from wosac_toolkit.features import compute_features
 from wosac_toolkit.io.rollouts import load_rollouts
 from wosac_toolkit.io.scenarios import load_scenarios, write_scenarios
-from wosac_toolkit.report import build_report, render_page, scenes, write_report
+from wosac_toolkit.report import (
+    BEHAVIOUR_FILE,
+    build_report,
+    render_page,
+    scenes,
+    write_report,
+)
 from wosac_toolkit.report.figures import axis
 from wosac_toolkit.report.model import Report, choose_beside, own_obstacles
 
@@ -64,7 +72,6 @@ def rows(values: Sequence[float], ids: Sequence[str] | None = None) -> list[Scen
                 mean_speed=0.7 * (k % 20),
                 sdc_manoeuvre=MANOEUVRES[k % 3],
             ),
-            seconds=0.01,
             non_finite={} if np.isfinite(v) else {"metametric": "no agent is valid"},
         )
         for k, v in enumerate(values)
@@ -112,7 +119,7 @@ def after(values: np.ndarray, before: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with four scenes, two runs of baseline policies on them, and their rollouts."""
+    """A folder with four scenes, two watched runs of baseline policies on them, and rollouts."""
     folder = tmp_path_factory.mktemp("simulated")
     (folder / "scenes").mkdir()
     write_scenarios(folder / "scenes" / "synthetic", generate_scenarios(4, seed=3), n_shards=1)
@@ -124,6 +131,8 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         score_dataset(
             rollouts, str(folder / "scenes"), out=folder / policy, n_rollouts=None, workers=1
         )
+        measured = measure_dataset(rollouts, str(folder / "scenes"), workers=1)
+        write_behaviours(folder / policy / BEHAVIOUR_FILE, measured.behaviours)
     return folder
 
 
@@ -414,6 +423,102 @@ def test_runs_with_rollouts_stand_beside_runs_without(simulated: Path, tmp_path:
     assert told.features.models == ("log",)
     assert list(told.features.absent) == ["bare"]
     assert "bare: its rollouts could not be looked at" in render_page(told).decode()
+
+
+# --------------------------------------------------------------------------------------------------
+# What the metric does not look at
+
+
+def behaviour_rows(page: str) -> dict[str, list[str]]:
+    """The rows of the table of behaviour: what stands first in each -> its other cells."""
+    table = page.split('<h2 id="behaviour">')[1].split("<tbody>")[1].split("</tbody>")[0]
+    found = {}
+    for row in table.split("<tr>")[1:]:
+        name = row.split('<th scope="row">')[1].split("<")[0]
+        cells = row.split('<td class="num">')[1:]
+        # Without the dash, which is for those who see the page.
+        found[name] = [
+            " ".join(re.sub("<[^>]+>", " ", cell).split()).lstrip("\N{EN DASH} ") for cell in cells
+        ]
+    return found
+
+
+def test_behaviour_is_that_of_watch_with_the_first_run_as_the_reference(
+    simulated: Path, seen: Report
+) -> None:
+    one, other = (
+        read_behaviours(simulated / name / BEHAVIOUR_FILE) for name in ("constant_velocity", "log")
+    )
+    assert seen.behaviours == {
+        "constant_velocity": watch(one, resamples=200),
+        "log": watch(other, one, resamples=200),
+    }
+
+
+def test_behaviour_stands_beside_the_log_and_what_is_suspect_is_marked(simulated: Path) -> None:
+    told = build(f"replay={simulated / 'log'}", simulated / "constant_velocity", scenes=0, worst=0)
+    page = render_page(told).decode()
+    table = behaviour_rows(page)
+    rows = {row.quantity.name: row for row in told.behaviours["constant_velocity"].rows}
+    jerk = rows["jerk"]
+    assert jerk.logged is not None
+    assert jerk.simulated is not None
+    logged, replayed, simulated_ = table["Jerk (m/s³)"]
+    assert (logged, simulated_) == (f"{jerk.logged.value:.4f}", f"{jerk.simulated.value:.4f}")
+    assert replayed == logged
+    error = rows["min_ade"].simulated
+    assert error is not None
+    assert table["minADE (m)"] == ["not known", "0.0000", f"{error.value:.4f} watch: replay"]
+    assert set(table) >= {"Speed ratio", "Stall rate", "Wrong-way rate", "Sharp collision rate"}
+    assert set(table) >= {"Diversity (m)", "Realism 2024"}
+    # What is told above is what is marked below.
+    (line,) = re.findall(r"constant_velocity is worse than replay in: (.*) \(see", page)
+    marked = [name.split(" (")[0] for name, cells in table.items() if "watch: replay" in cells[2]]
+    assert line.lower() == ", ".join(marked).lower()
+    assert len(marked) == len([row for row in rows.values() if "reference" in row.watch])
+    assert "replay is worse than" not in page
+
+
+def test_behaviour_of_several_seeds_is_their_mean(simulated: Path) -> None:
+    folders = [simulated / name for name in ("constant_velocity", "log")]
+    told = build(f"both={folders[0]},{folders[1]}", scenes=0, worst=0)
+    for row in told.behaviours["both"].rows:
+        name = row.quantity.name
+        values = [
+            [one.values()[name] for one in read_behaviours(folder / BEHAVIOUR_FILE)]
+            for folder in folders
+        ]
+        means = np.mean(values, axis=0)
+        assert row.n_scenes == np.isfinite(means).sum()
+        if row.simulated is not None:
+            assert row.simulated.value == pytest.approx(np.nanmean(means))
+
+
+def test_runs_whose_behaviour_is_not_measured_have_none(
+    before: Path, simulated: Path, tmp_path: Path
+) -> None:
+    assert build(before).behaviours == {}
+    assert "Behaviour" not in page_of(before)
+    shutil.copytree(simulated / "log", tmp_path / "bare")
+    (tmp_path / "bare" / BEHAVIOUR_FILE).unlink()
+    told = build(tmp_path / "bare", simulated / "constant_velocity", scenes=0, worst=0)
+    assert list(told.behaviours) == ["constant_velocity"]
+    assert not told.behaviours["constant_velocity"].has_reference
+    rows = behaviour_rows(render_page(told).decode())
+    assert {cells[1] for cells in rows.values()} == {"not known"}
+
+
+def test_behaviour_of_other_rollouts_or_scenes_is_refused(simulated: Path, tmp_path: Path) -> None:
+    run = tmp_path / "log"
+    shutil.copytree(simulated / "log", run)
+    own = read_behaviours(run / BEHAVIOUR_FILE)
+    for others in (read_behaviours(simulated / "constant_velocity" / BEHAVIOUR_FILE), own[1:]):
+        write_behaviours(run / BEHAVIOUR_FILE, others)
+        with pytest.raises(WosacError, match="other scenes or rollouts than those") as caught:
+            build(run)
+        assert caught.value.where == str(run / BEHAVIOUR_FILE)
+    write_behaviours(run / BEHAVIOUR_FILE, own[::-1])
+    assert build(run).behaviours == build(simulated / "log").behaviours
 
 
 # --------------------------------------------------------------------------------------------------

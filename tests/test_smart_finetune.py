@@ -912,6 +912,20 @@ def test_the_command_typed_just_so_fine_tunes_the_model_of_the_package(
     assert again.stdout == "training was finished before, after 1 step: runs/finetune/final\n"
 
 
+@pytest.mark.parametrize("algo", METHODS)
+def test_settings_of_the_package_fit_every_algorithm(algo: str) -> None:
+    given = [f"policy.algo={algo}", "begins_with=x", "scenarios=x"]
+    config = load_finetune_config(builtin.FINETUNE, builtin.fitting(given, "policy"))
+    of_agents = algo in ("mpo", "mloo", "reinforce")
+    found = resolved(config.policy)
+    assert found.credit == ("agent" if of_agents else METHODS[algo].credit)
+    assert found.beta == (1e-3 if algo in ("mpo", "mloo") else METHODS[algo].beta)
+    # What is named otherwise holds.
+    given += ["policy.credit=leave_one_out"]
+    config = load_finetune_config(builtin.FINETUNE, builtin.fitting(given, "policy"))
+    assert config.policy.credit == "leave_one_out"
+
+
 def test_options_are_settings(data: Data, checkpoint: Path, tmp_path: Path) -> None:
     result = invoke(
         *("--checkpoint", checkpoint, "--scenarios", data.scenarios, "--out", tmp_path / "run"),

@@ -27,6 +27,7 @@ from training_fixtures import Data, lines_of, make_data, newest, stop  # noqa: E
 
 from smart_r1 import builtin, evaluate, recipe  # noqa: E402
 from smart_r1.cli import main  # noqa: E402
+from smart_r1.cli.recipe import recipe_text  # noqa: E402
 from smart_r1.model.checkpoint import fingerprint, load_model  # noqa: E402
 from smart_r1.recipe import (  # noqa: E402
     RecipeConfig,
@@ -45,7 +46,7 @@ from wosac_toolkit.behaviour import read_behaviours  # noqa: E402
 from wosac_toolkit.compare import compare_runs, read_models  # noqa: E402
 from wosac_toolkit.errors import WosacError  # noqa: E402
 from wosac_toolkit.io.scenarios import write_scenarios  # noqa: E402
-from wosac_toolkit.report import write_report  # noqa: E402
+from wosac_toolkit.report import BEHAVIOUR_FILE, write_report  # noqa: E402
 from wosac_toolkit.results import read_summary  # noqa: E402
 from wosac_toolkit.simulation import write_file  # noqa: E402
 from wosac_toolkit.synthetic import generate_scenarios  # noqa: E402
@@ -184,7 +185,9 @@ def test_a_stage_gets_scenes_model_and_a_seed_of_its_own(tmp_path: Path) -> None
     assert (first.epochs, third.epochs) == (16, 3)
 
 
-@pytest.mark.parametrize("file", sorted(RECIPES.glob("smart_r1_*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", [builtin.RECIPE, *sorted(RECIPES.glob("smart_r1_*.yaml"))], ids=lambda file: file.stem
+)
 @pytest.mark.parametrize("stages", ["bc-sft-rft-sft", "sft-rft-sft", "rft"])
 def test_the_recipes_that_come_along_are_read(file: Path, stages: str) -> None:
     config = load_recipe_config(file, [f"stages={stages}"])
@@ -200,6 +203,14 @@ def test_the_recipe_of_the_paper() -> None:
     policy = config.rft.policy
     assert (policy.algo, policy.credit, policy.kl) == ("mpo", "group", "k3")
     assert (policy.alpha, policy.beta) == (0.77, 0.04)
+
+
+def test_reinforcement_in_the_recipe_of_the_package_is_that_of_its_finetune() -> None:
+    own = load_recipe_config(builtin.RECIPE, ()).rft
+    other = load_finetune_config(builtin.FINETUNE, ["begins_with=x", "scenarios=x"])
+    # But for validation, since a recipe evaluates after each stage.
+    same = {"begins_with": "x", "scenarios": "x", "closed_loop": other.closed_loop}
+    assert dataclasses.replace(own, **same) == other
 
 
 # --------------------------------------------------------------------------------------------------
@@ -272,9 +283,18 @@ def test_a_recipe_leaves_what_it_says(unbroken: Path) -> None:
     for name in NAMES:
         assert {"config.yaml", "log.jsonl", "checkpoints", "final"} <= files_of(unbroken / name)
         assert len(list((unbroken / "rollouts" / name).glob("*.npz"))) == N_EVALUATED
-        scores = {"summary.json", "scores.parquet", "behaviour.parquet"}
+        scores = {"summary.json", "scores.parquet", BEHAVIOUR_FILE}
         assert files_of(unbroken / "scores" / name) == scores
-    assert all(name in (unbroken / "report.html").read_text() for name in NAMES)
+    page = (unbroken / "report.html").read_text()
+    assert all(name in page for name in NAMES)
+    table = page.split('<h2 id="behaviour">')[1].split("</table>")[0]
+    for quantity in ("Speed ratio", "Stall rate", "Jerk", "Diversity", "Realism 2024"):
+        assert f'<th scope="row">{quantity}' in table
+    jerk = [
+        sum(one.jerk for one in read_behaviours(unbroken / "scores" / name / BEHAVIOUR_FILE))
+        for name in NAMES
+    ]
+    assert all(f"{value / N_EVALUATED:.4f}" in table for value in jerk)
 
 
 def test_each_stage_begins_with_the_last_one_s_model(unbroken: Path) -> None:
@@ -324,7 +344,7 @@ def test_the_summary_tells_what_is_outside_the_reward(unbroken: Path) -> None:
     rows = {row["quantity"]["name"]: row for row in second["behaviour"]["rows"]}
     assert {"min_ade", "stall_rate", "wrong_way_rate", "diversity", "realism_2024"} <= set(rows)
     for name, part in (("2-sft", "simulated"), ("1-bc", "reference")):
-        measured = read_behaviours(unbroken / "scores" / name / "behaviour.parquet")
+        measured = read_behaviours(unbroken / "scores" / name / BEHAVIOUR_FILE)
         assert len(measured) == N_EVALUATED
         mean = sum(one.jerk for one in measured) / N_EVALUATED
         assert rows["jerk"][part]["value"] == pytest.approx(mean)
@@ -448,32 +468,6 @@ def test_prepared_scenes_are_taken_where_they_are_named(
     assert load_sft_config(tmp_path / "run/1-sft/config.yaml", ()).data == str(data.cache)
 
 
-def test_with_nothing_named_scenes_and_model_are_the_package_s(
-    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def few(folder: Path) -> tuple[Path, Path]:
-        for part, seed in (("training", 1), ("validation", 2)):
-            if not (folder / part).exists():
-                write_scenarios(folder / part, generate_scenarios(2, seed), 1)
-        return folder / "training", folder / "validation"
-
-    monkeypatch.setattr(builtin, "synthetic_scenes", few)
-    trained: list[FinetuneConfig] = []
-
-    def learn(config: FinetuneConfig, out: Path, **kwargs: Any) -> Any:
-        trained.append(config)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recipe, "finetune", learn)
-    config = load_recipe_config(None, ["stages=rft", "evaluation.n_rollouts=1"])
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(config, tmp_path / "run", device="cpu")
-    (settings,) = trained
-    assert settings.begins_with == str(builtin.MODEL)
-    assert settings.scenarios == str(tmp_path / "run/scenarios/training")
-    assert read_summary(tmp_path / "run/scores/0-start").n_scenarios == 2
-
-
 # --------------------------------------------------------------------------------------------------
 # Several processes
 
@@ -585,8 +579,12 @@ def test_the_command_prints_tables_and_results_for_machines(
         *("difference", "95", "%", "interval"),
     ]
     assert [line.split()[0] for line in lines[2:5]] == NAMES
-    first_words = {line.split()[0] for line in lines if line}
-    assert {"stall_rate", "wrong_way_rate", "realism_2024"} <= first_words
+    rows = {line.split()[0]: line.split() for line in lines if line}
+    assert rows["behaviour"] == ["behaviour", "log", *NAMES, "watch"]
+    assert {"min_ade", "speed_ratio", "stall_rate", "wrong_way_rate", "realism_2024"} <= set(rows)
+    measured = [read_behaviours(unbroken / "scores" / name / BEHAVIOUR_FILE) for name in NAMES]
+    jerk = [sum(one.jerk for one in scenes) / N_EVALUATED for scenes in measured]
+    assert rows["jerk"][3:6] == [f"{value:.4f}" for value in jerk]
     summary = json.loads((unbroken / "summary.json").read_text())
     change = summary["models"][1]["changes"]["realism_meta_metric"]
     assert f"{change['value']:+.4f}  [{change['low']:+.4f}, {change['high']:+.4f}]" in lines[3]
@@ -598,6 +596,72 @@ def test_the_command_prints_tables_and_results_for_machines(
     assert first.startswith("1-bc,")
     assert first.endswith(",,,")
     assert second.endswith(f"{change['value']},{change['low']},{change['high']}")
+
+
+def test_a_single_model_is_told_without_differences_and_watched_against_the_log(
+    settings: Callable[..., RecipeConfig], unbroken: Path
+) -> None:
+    summary = run_recipe(settings("stages=bc-sft-rft"), unbroken, device="cpu").summary
+    assert summary is not None
+    (model,) = models = summary.models[:1]
+    text = recipe_text(dataclasses.replace(summary, models=models), "table")
+    assert "difference" not in text
+    lines = text.splitlines()
+    assert len(lines[2].split()) == len(lines[0].split()) == 6
+    marked = {line.split()[0] for line in lines[8:] if line.endswith(" 1-bc")}
+    assert marked == {row.quantity.name for row in model.behaviour.rows if "log" in row.watch}
+    assert "jerk" in marked
+    assert lines[-1].startswith("watch: models that differ from the log")
+
+
+def test_the_command_typed_just_so_takes_what_comes_with_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # As it is but for its size.
+    few = {"training": (1, 20_001), "validation": (2, 20_002)}
+    monkeypatch.setattr(builtin, "_SCENES", few)
+    small = ("rft.policy.n_rollouts=2", "evaluation.n_rollouts=1")
+    result = invoke("rft", *small)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == "finished: runs/recipe/report.html"
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["0-start", "1-rft"]
+    out = Path("runs/recipe")
+    own = load_recipe_config(builtin.RECIPE, ["stages=rft", *small])
+    assert (out / "config.yaml").read_text() == recipe_yaml(own)
+    config = load_finetune_config(out / "1-rft/config.yaml", ())
+    assert config.begins_with == str(builtin.MODEL)
+    assert config.scenarios == "runs/recipe/scenarios/training"
+    assert config.policy == own.rft.policy
+    assert read_summary(out / "scores/0-start").n_scenarios == 2
+    again = invoke("rft", *small)
+    assert again.stderr.splitlines()[-1].endswith("finished; nothing was done again")
+    assert again.stdout == result.stdout
+
+
+def test_with_scenes_or_a_file_the_lengths_are_not_those_of_the_package(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[RecipeConfig] = []
+
+    def run(config: RecipeConfig, *args: Any, **kwargs: Any) -> Any:
+        taken.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "run_recipe", run)
+    file = tmp_path / "recipe.yaml"
+    file.write_text("sft: {epochs: 3}\n")
+    for arguments in (
+        (),
+        ("--checkpoint", builtin.MODEL, "sft.batch=2"),
+        ("--scenarios", data.scenarios, "--val-scenarios", data.scenarios),
+        (f"data={data.cache}",),
+        ("--config", file),
+    ):
+        assert invoke("sft", *arguments).exit_code == 130
+    assert [config.sft.epochs for config in taken] == [1, 1, 16, 16, 3]
+    assert (taken[1].sft.batch, taken[1].begins_with) == (2, str(builtin.MODEL))
 
 
 def test_the_command_is_interrupted_and_resumes(

@@ -124,7 +124,7 @@ def command(
             training, validation = _scenes(out)
             defaults += [f"scenarios={training}", f"validation_scenarios={validation}"]
         if not named & {"begins_with", "scenarios"}:
-            config = builtin.FINETUNE
+            config, given = builtin.FINETUNE, builtin.fitting([*given, *assignments], "policy")
     settings = load_finetune_config(config, [*defaults, *given, *assignments])
     run_stage(out, lambda: finetune(settings, out, device=device, progress=True))
     if os.environ.get("RANK", "0") == "0" and (told := _realism(out)):

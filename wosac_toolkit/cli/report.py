@@ -106,7 +106,9 @@ def command(
     first is the baseline. Several seeds of one model are given as name=folder,folder,... The page
     has scores with 95 % intervals, components beside leaderboard entries, simulated against logged
     features, slices, the comparison of the runs, and the worst scenes with pictures where the
-    rollouts are still there. It opens without a network.
+    rollouts are still there; and what the metric does not look at, where the folder of a run has a
+    behaviour.parquet (`wosac behaviour RUN --out RUN/behaviour.parquet`). It opens without a
+    network.
     """
     from wosac_toolkit.report import write_report
 

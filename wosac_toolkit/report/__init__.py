@@ -25,12 +25,19 @@ from wosac_toolkit.compare import Model, compare_runs, read_models
 from wosac_toolkit.errors import WosacError
 from wosac_toolkit.io.files import atomic_write
 from wosac_toolkit.leaderboard.board import load_entries
-from wosac_toolkit.report.model import Report, choose_beside, model_report, own_obstacles
+from wosac_toolkit.report.model import (
+    BEHAVIOUR_FILE,
+    Report,
+    choose_beside,
+    model_report,
+    own_obstacles,
+    watch_models,
+)
 from wosac_toolkit.report.page import GENERATOR, render_page
 from wosac_toolkit.report.scenes import Wanted, choose_sample, look_at_scenes
 from wosac_toolkit.workers import progress_bar
 
-__all__ = ["Report", "build_report", "render_page", "write_report"]
+__all__ = ["BEHAVIOUR_FILE", "Report", "build_report", "render_page", "write_report"]
 
 _MOST_MODELS = 8
 _MOST_SCENES = 500
@@ -54,7 +61,8 @@ def write_report(
 ) -> None:
     """Write a report on runs of `wosac score` or `smart-r1 evaluate`.
 
-    The file holds all it needs, and appears whole or not at all. An older report is replaced.
+    Of runs whose folder has a `BEHAVIOUR_FILE` it tells what the metric does not look at, too. The
+    file holds all it needs, and appears whole or not at all. An older report is replaced.
 
     Args:
         runs: what `read_models` takes: folders, or `name=folder,folder` for several seeds. The
@@ -72,8 +80,9 @@ def write_report(
         progress: show a bar on stderr.
 
     Raises:
-        WosacError: a run that is not finished, runs that cannot be compared, an unknown entry, a
-            wrong argument, or `out` is something else than a report.
+        WosacError: a run that is not finished, runs that cannot be compared, a `BEHAVIOUR_FILE` of
+            other rollouts, an unknown entry, a wrong argument, or `out` is something else than a
+            report.
     """
     path = Path(out)
     _refuse_other_content(path)
@@ -143,6 +152,7 @@ def build_report(
         model_report(model, worst=worst, missing=missing, resamples=resamples, seed=seed)
         for model in models
     )
+    behaviours = watch_models(models, missing=missing, resamples=resamples, seed=seed)
     sample, n_scenes = choose_sample(models, scenes, seed)
     wanted = [
         Wanted(model, sample, [scene.scenario_id for scene in one.worst])
@@ -160,6 +170,7 @@ def build_report(
         challenge=challenge,
         models=told,
         comparison=comparison,
+        behaviours=behaviours,
         beside=chosen,
         obstacles=own_obstacles(told, challenge.name),
         features=features,

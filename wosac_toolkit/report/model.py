@@ -9,25 +9,29 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from wosac_toolkit import resampling
 from wosac_toolkit.attributes import SLICINGS
+from wosac_toolkit.behaviour import NAMES, Behaviour, BehaviourReport, read_behaviours, watch
 from wosac_toolkit.challenge import Challenge, get_challenge
 from wosac_toolkit.compare import HEADLINE, Comparison, Estimate, Model
 from wosac_toolkit.errors import WosacError, some_ids
 from wosac_toolkit.leaderboard.board import obstacles_beside, ranks, whole_split
 from wosac_toolkit.leaderboard.entry import SPLIT_SIZES, Entry
-from wosac_toolkit.results import BUCKET_SOURCES, Summary, field_tree
+from wosac_toolkit.results import BUCKET_SOURCES, Run, Summary, field_tree
 from wosac_toolkit.scenario import BoolArray, Float64Array
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from wosac_toolkit.report.scenes import SceneFindings, SimulatedFeatures
+
+BEHAVIOUR_FILE = "behaviour.parquet"
+"""Where in the folder of a run its behaviour is, as `write_behaviours` writes it."""
 
 DISTRIBUTION_BIN = 0.02
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -159,6 +163,8 @@ class Report:
         challenge: version of the metric of all runs.
         models: the runs by model, the baseline first.
         comparison: of all models with the first; None of a single one.
+        behaviours: name of a model -> what it does where the metric does not look; without models
+            of which that is not measured.
         beside: leaderboard entries.
         obstacles: what in the runs keeps them from comparison with any entry.
         features: simulated against logged features of a sample of scenes.
@@ -171,6 +177,7 @@ class Report:
     challenge: Challenge
     models: tuple[ModelReport, ...]
     comparison: Comparison | None
+    behaviours: Mapping[str, BehaviourReport]
     beside: tuple[Beside, ...]
     obstacles: tuple[str, ...]
     features: SimulatedFeatures
@@ -376,6 +383,80 @@ def _kind(row: pd.Series[Any]) -> tuple[str, ...]:
     if row["has_traffic_lights"]:
         words.append("traffic lights")
     return tuple(words)
+
+
+# --------------------------------------------------------------------------------------------------
+# What the metric does not look at
+
+_SAME_METRES = 1e-4
+
+
+def watch_models(
+    models: Sequence[Model], *, missing: Literal["error", "intersect"], resamples: int, seed: int
+) -> dict[str, BehaviourReport]:
+    """How models behave beside the log and the first of them, see `wosac_toolkit.behaviour`.
+
+    Args:
+        models: those of a report.
+        missing: `intersect` passes over scenes that the first one lacks.
+        resamples: draws of the bootstrap, over scenes; of several seeds a scene has the mean.
+        seed: of the draws.
+
+    Returns:
+        Name of a model -> its behaviour. Models with a run that has no `BEHAVIOUR_FILE` are absent.
+
+    Raises:
+        WosacError: such a file is damaged, or is not of the rollouts that were scored.
+    """
+    measured = {
+        model.name: _behaviours(model)
+        for model in models
+        if all((run.directory / BEHAVIOUR_FILE).exists() for run in model.runs)
+    }
+    first = measured.get(models[0].name)
+    return {
+        name: watch(
+            own, None if own is first else first, missing=missing, resamples=resamples, seed=seed
+        )
+        for name, own in measured.items()
+    }
+
+
+def _behaviours(model: Model) -> list[Behaviour]:
+    """Of the scenes that all seeds have, the mean over the seeds."""
+    seeds = [_behaviours_of_run(run) for run in model.runs]
+    common = set.intersection(*map(set, seeds))
+    return [_mean_behaviour([seed[name] for seed in seeds]) for name in sorted(common)]
+
+
+def _behaviours_of_run(run: Run) -> dict[str, Behaviour]:
+    """Scenario id -> behaviour, of the rollouts that were scored and no others."""
+    file = run.directory / BEHAVIOUR_FILE
+    found = {one.scenario_id: one for one in read_behaviours(file)}
+    ids = run.scores["scenario_id"].tolist()
+    errors = run.scores[BUCKET_SOURCES["min_ade"]].tolist()
+    if found.keys() != set(ids) or any(
+        abs(error - found[name].min_ade) > _SAME_METRES
+        for name, error in zip(ids, errors, strict=True)
+    ):
+        raise WosacError(
+            "the behaviour of other scenes or rollouts than those that were scored",
+            where=str(file),
+            mend=f"wosac behaviour {run.directory} --out {file}, or delete it",
+        )
+    return found
+
+
+def _mean_behaviour(seeds: Sequence[Behaviour]) -> Behaviour:
+    """The mean over seeds of one scene, NaN where one of them is."""
+
+    def mean(values: Iterable[float]) -> float:
+        return math.fsum(values) / len(seeds)
+
+    years = [year for year in seeds[0].realism if all(year in one.realism for one in seeds)]
+    means: dict[str, Any] = {name: mean(getattr(one, name) for one in seeds) for name in NAMES}
+    means["realism"] = {year: mean(one.realism[year] for one in seeds) for year in years}
+    return replace(seeds[0], **means)
 
 
 # --------------------------------------------------------------------------------------------------

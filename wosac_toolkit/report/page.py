@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from wosac_toolkit.attributes import SLICINGS
+from wosac_toolkit.behaviour import Quantity, Watched
 from wosac_toolkit.compare import HEADLINE, Against, Difference, Estimate, p_text
 from wosac_toolkit.leaderboard.entry import number_text
 from wosac_toolkit.report.figures import (
@@ -81,6 +82,11 @@ _ATTRIBUTES = {
     "speed": "Mean speed of the evaluated agents",
     "manoeuvre": "Manoeuvre of the autonomous vehicle (SDC)",
 }
+_QUANTITIES = {
+    "min_ade": "minADE",
+    "wrong_way_rate": "Wrong-way rate",
+    "off_road_rate": "Off-road rate",
+}
 _FEW_SCENES = 30
 
 
@@ -114,6 +120,8 @@ def render_page(report: Report) -> bytes:
             slices=_slices_chart(report, series),
             slice_groups=_slice_groups(report),
             attributes=_ATTRIBUTES,
+            behaviours=_behaviour_rows(report),
+            watched=_watched(report),
             losses=[_losses(report, model) for model in report.models],
             few_scenes=_FEW_SCENES,
             slice_differences=[
@@ -222,6 +230,57 @@ def _verdicts(report: Report) -> list[_Verdict]:
             + f" over {model.n_scenes:,} scene{'s' if model.n_scenes != 1 else ''}.",
         )
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _BehaviourRow:
+    """A row of the table of what the metric does not look at.
+
+    Attributes:
+        name: on the page, with its unit.
+        meaning: in one line.
+        logged: mean of the log; None where it makes no sense of a log.
+        models: of each model; None where it is not measured.
+    """
+
+    name: str
+    meaning: str
+    logged: Estimate | None
+    models: tuple[Watched | None, ...]
+
+
+def _behaviour_rows(report: Report) -> list[_BehaviourRow]:
+    of_model = {
+        name: {row.quantity: row for row in behaviour.rows}
+        for name, behaviour in report.behaviours.items()
+    }
+    rows = []
+    for quantity in dict.fromkeys(quantity for found in of_model.values() for quantity in found):
+        models = tuple(of_model.get(model.name, {}).get(quantity) for model in report.models)
+        unit = f" ({quantity.unit.replace('^3', '³')})" if quantity.unit else ""
+        rows.append(
+            _BehaviourRow(
+                name=_quantity_name(quantity) + unit,
+                meaning=_sentence(quantity.meaning),
+                logged=next((row.logged for row in models if row and row.logged), None),
+                models=models,
+            )
+        )
+    return rows
+
+
+def _quantity_name(quantity: Quantity) -> str:
+    return _QUANTITIES.get(quantity.name) or _sentence(quantity.name.replace("_", " "))
+
+
+def _watched(report: Report) -> dict[str, str]:
+    """Name of a model -> in what it is worse than the baseline."""
+    watched = {}
+    for name, behaviour in report.behaviours.items():
+        names = [_quantity_name(row.quantity) for row in behaviour.rows if "reference" in row.watch]
+        if names:
+            watched[name] = ", ".join(n if n == "minADE" else n.lower() for n in names)
+    return watched
 
 
 def _address(picture: Picture) -> str:
