@@ -123,6 +123,8 @@ def main() -> None:
         ),
     }  # fmt: skip
     for name, (sizes, xlabel) in series.items():
+        # The largest first: having had that much memory, the allocator keeps it, as it does after
+        # some scenes of a data set; else each size would pay for pages that are fetched anew.
         times = [
             scores_ms(
                 size if name == "agents" else AGENTS,
@@ -130,8 +132,8 @@ def main() -> None:
                 size if name == "road_edge_points" else POINTS,
                 arguments.repeats,
             )
-            for size in sizes
-        ]
+            for size in reversed(sizes)
+        ][::-1]
         lines = {
             f"{n} thread" + "s" * (n > 1): (colour, [t[n] for t in times])
             for n, colour in COLOURS.items()
