@@ -912,6 +912,23 @@ def test_the_command_typed_just_so_fine_tunes_the_model_of_the_package(
     assert again.stdout == "training was finished before, after 1 step: runs/finetune/final\n"
 
 
+def test_an_alpha_above_all_rewards_is_told(data: Data, checkpoint: Path, tmp_path: Path) -> None:
+    given = ("--checkpoint", checkpoint, "--scenarios", data.scenarios, "--limit", "1", "--n", "2")
+    for name, alpha, credit, warned in (
+        ("high", "0.99", "single", True),
+        ("low", "0.0", "single", False),
+        ("auto", "auto", "single", False),
+        ("agent", "0.99", "agent", False),  # It has no use for alpha.
+    ):
+        out = tmp_path / name
+        result = invoke(
+            *given, "--alpha", alpha, "--credit", credit, "--out", out, "--device", "cpu",
+            "closed_loop.every_epochs=0",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert ("warning: no rollout of the first step" in result.stderr) is warned
+
+
 @pytest.mark.parametrize("algo", METHODS)
 def test_settings_of_the_package_fit_every_algorithm(algo: str) -> None:
     given = [f"policy.algo={algo}", "begins_with=x", "scenarios=x"]

@@ -67,7 +67,7 @@ def _alpha(context: click.Context, parameter: click.Parameter, value: str | None
     callback=_alpha,
     metavar="A",
     help="Reward above which mpo and reinforce reinforce; auto: what the scene used to get.  "
-    "[default: 0.77]",
+    "[default: 0.77, about what the paper's model gets]",
 )
 @click.option(
     "--beta",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,13 +11,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tqdm import tqdm
+
 from smart_r1.model.checkpoint import fingerprint, load_model
 from smart_r1.train.config import load_config
 from smart_r1.train.distributed import Ranks, gathered
 from smart_r1.train.experience import Loaded, load_parts
 from smart_r1.train.loop import Done, Run, Stage, TrainConfig
 from smart_r1.train.optimizer import OptimizerConfig
-from smart_r1.train.policy_step import Lesson, PolicyConfig, policy_step, resolved
+from smart_r1.train.policy_step import Learned, Lesson, PolicyConfig, policy_step, resolved
 from smart_r1.train.scenes import epoch_order, steps_per_epoch
 from smart_r1.train.schedule import ScheduleConfig
 from smart_r1.train.stage import (
@@ -162,6 +165,8 @@ def finetune(
                 follow=follow,
             )
             state.memory = learned.memory
+            if step == 0 and ranks.is_first and progress and (told := _above_all(config, learned)):
+                tqdm.write(told, file=sys.stderr)
             state.progress = dataclasses.replace(state.progress, step=step + 1)
             stop = any(gathered(ranks, bool(run.stop)))
             return Done(learned.values, f"reward {learned.values['reward']:.3f}", stop)
@@ -172,6 +177,27 @@ def finetune(
         return Stage(state, n_scenes=len(names), load=load, update=update, validation=validation)
 
     return run_stage(config, out, begin, device=device, progress=progress)
+
+
+def _above_all(config: FinetuneConfig, learned: Learned) -> str:
+    """What to tell of an alpha above all that a policy gets; empty where it is not.
+
+    The paper's is about what its model scores. Above all rewards it makes each step lower the
+    probability of whatever was done, and realism falls: docs/results.md.
+    """
+    policy, values = config.policy, learned.values
+    judged = policy.algo in ("mpo", "reinforce") and policy.credit in ("group", "single")
+    mean = values["reward_of_rollouts"]
+    assert isinstance(mean, float)
+    if not judged or policy.alpha is None or not mean < policy.alpha:
+        return ""
+    if values["advantage_positive"] != 0:
+        return ""
+    return (
+        f"smart-r1: warning: no rollout of the first step is worth as much as alpha, "
+        f"{policy.alpha:g}, but {mean:.3f} in the mean: learning will make all that was done less "
+        "probable (--alpha auto, or one near the model's realism)"
+    )
 
 
 def _reward(config: FinetuneConfig) -> Reward:
