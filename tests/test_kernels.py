@@ -153,6 +153,32 @@ def test_distance_to_the_nearest_object(seed, origin, rounding):
     assert (got > 0).any()
 
 
+def test_in_a_crowd_each_step_of_each_rollout_is_as_it_is_alone():
+    # So many pairs are near that they are evaluated in several goes.
+    rng = np.random.default_rng(0)
+    n_rollouts, n_steps, n_agents, n_evaluated = 2, 50, 40, 30
+    x, y = rng.uniform(0, 25, (2, n_rollouts, n_steps, n_agents)).astype(F)
+    heading = rng.uniform(-4, 4, x.shape).astype(F)
+    heading[:, :, ::5] += F(1e5)  # another branch of sines
+    length, width = rng.uniform(0.5, 6, (2, n_agents)).astype(F)
+    valid = rng.random((n_steps, n_agents)) > 0.1
+    cores = nearest_object.shrunken_boxes(length, width, 0.7)
+    radius = np.hypot(length, width) / F(2)
+    got = np.empty((n_rollouts, n_evaluated, n_steps), F)
+    nearest_object.nearest_object_distances(x, y, heading, *cores, radius, valid, got)
+    for r, t in np.ndindex(n_rollouts, n_steps):
+        one = (slice(r, r + 1), slice(t, t + 1))
+        alone = np.empty((1, n_evaluated, 1), F)
+        nearest_object.nearest_object_distances(
+            x[one], y[one], heading[one], *cores, radius, valid[one[1]], alone
+        )
+        assert same(got[r, :, t], alone[0, :, 0])
+    sine, cosine = kernel_sin_cos(heading[0, :1])
+    boxes_of_one = oracle.box_corners(x[0, :1], y[0, :1], sine, cosine, *cores[:2])
+    expected = oracle.nearest_object_distances(boxes_of_one, cores[2], valid[:1], n_evaluated)
+    assert same(got[0, :, :1], expected)
+
+
 def test_distance_of_an_agent_that_is_alone_is_the_official_sentinel():
     x = np.zeros((1, 1, 2), F)
     got = np.empty((1, 1, 1), F)
