@@ -47,7 +47,7 @@ from smart_r1.train.distributed import joined
 from smart_r1.train.finetune import FinetuneConfig, finetune
 from smart_r1.train.imitation import ImitationConfig
 from smart_r1.train.interrupt import stop_requests
-from smart_r1.train.policy_step import resolved
+from smart_r1.train.policy_config import resolved
 from smart_r1.train.pretrain import PretrainConfig, pretrain
 from smart_r1.train.sft import SftConfig, sft
 from smart_r1.train.stage import PRESETS

@@ -52,14 +52,8 @@ from smart_r1.train.distributed import Ranks  # noqa: E402
 from smart_r1.train.experience import Loaded, load_parts  # noqa: E402
 from smart_r1.train.finetune import FinetuneConfig, finetune, load_finetune_config  # noqa: E402
 from smart_r1.train.log import read_log  # noqa: E402
-from smart_r1.train.policy_step import (  # noqa: E402
-    METHODS,
-    Learned,
-    Lesson,
-    PolicyConfig,
-    policy_step,
-    resolved,
-)
+from smart_r1.train.policy_config import METHODS, PolicyConfig, resolved  # noqa: E402
+from smart_r1.train.policy_step import Learned, Lesson, policy_step  # noqa: E402
 from smart_r1.train.stage import Outcome  # noqa: E402
 from smart_r1.train.step import NonFiniteError, autocast  # noqa: E402
 from wosac_toolkit.errors import WosacError  # noqa: E402

@@ -19,7 +19,8 @@ from smart_r1.train.distributed import Ranks, gathered
 from smart_r1.train.experience import Loaded, load_parts
 from smart_r1.train.loop import Done, Run, Stage, TrainConfig
 from smart_r1.train.optimizer import OptimizerConfig
-from smart_r1.train.policy_step import Learned, Lesson, PolicyConfig, policy_step, resolved
+from smart_r1.train.policy_config import PolicyConfig, resolved
+from smart_r1.train.policy_step import Learned, Lesson, policy_step
 from smart_r1.train.scenes import epoch_order, steps_per_epoch
 from smart_r1.train.schedule import ScheduleConfig
 from smart_r1.train.stage import (
