@@ -611,51 +611,68 @@ def _planar_signed_distances(
     polyline_offsets: Int64Array,
     distances: Float32Array,
 ) -> None:
+    """Fill `distances`: for each agent the largest signed distance of its corners."""
     n_rollouts, n_agents, n_steps = distances.shape
-    n_segments = len(square)
-    squares = np.empty(n_segments, np.float32)
+    n_polylines = len(polyline_offsets) - 1
+    low, high = np.empty((2, n_polylines, 2), np.float32)
+    for p in range(n_polylines):
+        for d in range(2):
+            low[p, d], high[p, d] = _INFINITY, -_INFINITY
+            for i in range(polyline_offsets[p], polyline_offsets[p + 1]):
+                here, end = start[d, i], start[d, i] + delta[d, i]
+                low[p, d], high[p, d] = min(low[p, d], here, end), max(high[p, d], here, end)
+    guess = 0
     for r in range(n_rollouts):
-        for t in range(n_steps):
-            for a in range(n_agents):
+        for a in range(n_agents):
+            for t in range(n_steps):
                 if not valid[t, a]:
                     distances[r, a, t] = -EXTREMELY_LARGE_DISTANCE
                     continue
-                worst = -np.float32(np.inf)
+                worst = -_INFINITY
                 for k in range(4):
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
-                    for i in range(n_segments):
-                        px, py = x - start[0, i], y - start[1, i]
-                        s = _projection(px, py, delta[0, i], delta[1, i], square[i])
-                        s = min(max(s, ZERO), ONE)
-                        ex, ey = px - delta[0, i] * s, py - delta[1, i] * s
-                        squares[i] = ex * ex + ey * ey
-                    result = np.float32(np.inf)
-                    for p in range(len(polyline_offsets) - 1):
-                        best, best_square = np.float32(np.inf), np.float32(np.inf)
-                        nearest = polyline_offsets[p]
-                        for i in range(polyline_offsets[p], polyline_offsets[p + 1]):
-                            if squares[i] < best_square:
-                                distance = np.sqrt(squares[i])
-                                if distance < best:
-                                    best, best_square, nearest = distance, squares[i], i
+                    result, reach = _INFINITY, _INFINITY
+                    # The polyline that the last corner belongs to, for how far to look; then all.
+                    for q in range(-1, n_polylines):
+                        p = guess if q < 0 else q
+                        first, last = polyline_offsets[p], polyline_offsets[p + 1]
+                        # Of slices indices cannot be negative, which vector instructions ask for.
+                        start_x, start_y = start[0, first:last], start[1, first:last]
+                        delta_x, delta_y = delta[0, first:last], delta[1, first:last]
+                        gap_x = max(low[p, 0] - x, ZERO, x - high[p, 0])
+                        gap_y = max(low[p, 1] - y, ZERO, y - high[p, 1])
+                        if gap_x * gap_x + gap_y * gap_y > reach * reach:
+                            n_on_line = np.int32(0)
+                            for i in range(last - first):
+                                side = (x - start_x[i]) * delta_y[i] - (y - start_y[i]) * delta_x[i]
+                                n_on_line += np.int32(side == ZERO)
+                            if n_on_line == 0:
+                                continue
+                        squares = square[first:last]
+                        best = _LARGEST_KEY
+                        for i in range(last - first):
+                            px, py = x - start_x[i], y - start_y[i]
+                            s = (px * delta_x[i] + py * delta_y[i]) / squares[i]
+                            s = ZERO if squares[i] == ZERO else min(max(s, ZERO), ONE)
+                            ex, ey = px - delta_x[i] * s, py - delta_y[i] * s
+                            best = min(best, _key(np.sqrt(ex * ex + ey * ey), i))
+                        distance = np.int32(best >> 32).view(np.float32)
+                        nearest = first + np.int32(best)
                         px, py = x - start[0, nearest], y - start[1, nearest]
                         dx, dy = delta[0, nearest], delta[1, nearest]
                         s = _projection(px, py, dx, dy, square[nearest])
                         sign = _side(px, py, dx, dy)
-                        if s < ZERO:
-                            j = prior[nearest]
+                        if s < ZERO or s >= ONE:
+                            j = prior[nearest] if s < ZERO else following[nearest]
                             beyond = _side(
                                 x - start[0, j], y - start[1, j], delta[0, j], delta[1, j]
                             )
-                            sign = _sign(sign, beyond, convex_before[nearest])
-                        elif s >= ONE:
-                            j = following[nearest]
-                            beyond = _side(
-                                x - start[0, j], y - start[1, j], delta[0, j], delta[1, j]
-                            )
-                            sign = _sign(sign, beyond, convex_after[nearest])
-                        if abs(sign * best) < abs(result):
-                            result = sign * best
+                            convex = convex_before[nearest] if s < ZERO else convex_after[nearest]
+                            sign = _sign(sign, beyond, convex)
+                        if q < 0:
+                            reach = distance * _SLACK_RATIO + _SLACK_M
+                        elif abs(sign * distance) < abs(result):
+                            result, guess = sign * distance, p
                     worst = max(worst, result)
                 distances[r, a, t] = worst
 
@@ -667,8 +684,9 @@ def planar_road_edge_distances(
 
     Each polyline gives one signed distance, and the smallest absolute value of them is taken. A
     corner exactly on the line of a segment, but past its end, has sign 0 and so distance 0 from
-    that polyline however far it is, and beats all others: so it was, and therefore every polyline
-    is evaluated here. Arguments as `road_edge_distances`.
+    that polyline however far it is, and beats all others: so it was, and therefore a polyline that
+    is too far is left out only if the corner is on the line of none of its segments. Arguments as
+    `road_edge_distances`.
     """
     _planar_signed_distances(
         corners, valid, edges.start, edges.delta, edges.square, edges.prior, edges.following,
