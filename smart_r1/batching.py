@@ -175,7 +175,7 @@ def edges(agent_counts: Int64Array, map_counts: Int64Array) -> Int64Array:
     return agent_counts * _EDGES_OF_AGENT + map_counts * _EDGES_OF_MAP_TOKEN
 
 
-def plan_batches(costs: Int64Array, *, budget: int, max_scenes: int) -> list[range]:
+def plan_batches(costs: Int64Array, budget: int) -> list[range]:
     """Divide scenes into batches within a budget, in their order.
 
     A batch is closed when the next scene does not fit.
@@ -183,7 +183,6 @@ def plan_batches(costs: Int64Array, *, budget: int, max_scenes: int) -> list[ran
     Args:
         costs: int64 [N], what each scene costs.
         budget: most that a batch costs, unless it is one scene.
-        max_scenes: most scenes a batch.
 
     Returns:
         The scenes of each batch; every scene is in one of them.
@@ -191,15 +190,15 @@ def plan_batches(costs: Int64Array, *, budget: int, max_scenes: int) -> list[ran
     Raises:
         WosacError: no room for any scene.
     """
-    if budget < 1 or max_scenes < 1:
-        raise WosacError(f"no scene fits a budget of {budget} and {max_scenes} scenes a batch")
+    if budget < 1:
+        raise WosacError(f"no scene fits a budget of {budget}")
     plan = []
     first = 0
     total = np.cumsum(costs)
     while first < len(costs):
         spent = total[first] - costs[first]
         fits = int(np.searchsorted(total, spent + budget, side="right"))
-        end = min(max(fits, first + 1), first + max_scenes)
+        end = max(fits, first + 1)
         plan.append(range(first, end))
         first = end
     return plan

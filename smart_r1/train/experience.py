@@ -73,7 +73,7 @@ def load_parts(records: Mapping[str, RecordRef], *, n_rollouts: int, edges_at_on
     )
     parts = []
     if usable:
-        for chosen in plan_batches(costs, budget=edges_at_once, max_scenes=len(usable)):
+        for chosen in plan_batches(costs, edges_at_once):
             scenarios, tensors = zip(*usable[chosen.start : chosen.stop], strict=True)
             parts.append(Part(scenarios, collate(tensors, view="logged")))
     return Loaded(parts, refused)

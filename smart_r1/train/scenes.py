@@ -47,7 +47,7 @@ def step_batches(
     # By size, so that all processes have about as much to do.
     largest_first = np.argsort(-scene_costs(whole), kind="stable")
     mine = whole.select(largest_first[ranks.rank :: ranks.size])
-    parts = plan_batches(scene_costs(mine), budget=edges_at_once, max_scenes=batch)
+    parts = plan_batches(scene_costs(mine), edges_at_once)
     loaded = [_load(mine.select(part), seed, epoch) for part in parts]
     return [part.pin() for part in loaded] if ranks.device.type == "cuda" else loaded
 

@@ -109,7 +109,7 @@ def open_loop(
     """
     totals = torch.zeros(6, dtype=torch.float64, device=ranks.device)
     mine = cache.select(range(len(cache))[ranks.rank :: ranks.size])
-    parts = plan_batches(scene_costs(mine), budget=edges_at_once, max_scenes=len(cache))
+    parts = plan_batches(scene_costs(mine), edges_at_once)
     for loaded in read_ahead(collate(list(mine.select(part)), view="logged") for part in parts):
         batch = loaded.to(ranks.device)
         tokens = model.tokenize(batch)
