@@ -297,7 +297,9 @@ def adapted_beta(
         beta / 2  if KL < target / 1.5;    2 beta  if KL > 1.5 target;    beta otherwise
 
     RLFTSim (arXiv 2605.19033) adapts its weight to a target of 0.01 nats; by which rule is not
-    known.
+    known. PPO's is for iterations of many steps: where each step is one, the KL answers later than
+    the weight doubles, and a policy that has gone past the target is pulled far back
+    (docs/results.md, `mloolong`).
 
     Args:
         beta: of this step.
