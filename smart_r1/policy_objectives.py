@@ -80,6 +80,10 @@ def running_advantage(
     that share one reward have no advantage then. What a process finds depends on its own scenes
     alone.
 
+    The average lags behind a policy that changes. Then nearly all advantages have one sign, and
+    all that is done becomes more probable, or less, whichever of it was better (docs/results.md,
+    `mpowide`): look at `advantage_positive` in the log.
+
     Args:
         reward: [S, R].
         scenario_ids: of the S scenes.

@@ -197,7 +197,7 @@ def _above_all(config: FinetuneConfig, learned: Learned) -> str:
     return (
         f"smart-r1: warning: no rollout of the first step is worth as much as alpha, "
         f"{policy.alpha:g}, but {mean:.3f} in the mean: learning will make all that was done less "
-        "probable (--alpha auto, or one near the model's realism)"
+        "probable (--credit agent, --alpha auto, or an alpha near the model's realism)"
     )
 
 
