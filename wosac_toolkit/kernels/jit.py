@@ -16,8 +16,8 @@ Two things that decide how fast a kernel is, and that its Python does not show:
   So in an innermost loop helpers take numbers. (A third of the time of road-edge distances was
   that.)
 - A loop is compiled to vector instructions if it has no branch and no call, if its minima are of
-  integers, and if at a glance what it writes cannot be what it reads: arrays of one slice each, or
-  one array whose offsets are constants.
+  integers, if its indices cannot be negative (count from 0, over a slice), and if at a glance what
+  it writes cannot be what it reads: a slice each, or one array whose offsets are constants.
 """
 
 from __future__ import annotations
