@@ -269,6 +269,21 @@ def test_distance_to_the_road_edge(seed, origin, rule):
         assert got[r, a, t] == max(distance(p, polylines) for p in point)
 
 
+@pytest.mark.parametrize("sign", [1, -1])  # of the bits, by which the smallest is found
+def test_a_road_edge_that_is_not_a_number_is_none(sign):
+    rng = np.random.default_rng(0)
+    polylines = road_edges_of(0, 0.0)
+    broken = [*polylines[:2], np.full((40, 3), np.copysign(np.nan, sign), F), *polylines[2:]]
+    corners = rng.normal(0, 15, (3, 6, 5, 8)).astype(F)
+    heights, valid = np.zeros((3, 5, 6), F), np.ones((6, 5), bool)
+    got = np.empty((2, 3, 5, 6), F)
+    for into, some in zip(got, (polylines, broken), strict=True):
+        edges = road_edges.road_edge_segments(some, planar=False)
+        road_edges.road_edge_distances(corners, heights, np.zeros(5, F), valid, edges, into)
+    assert np.isfinite(got).all()
+    assert same(got[0], got[1])
+
+
 def test_an_agent_under_a_bridge_belongs_to_the_edge_of_its_own_road():
     low = np.array([[0, 10, 0], [50, 10, 0]], F)
     high = np.array([[0, 2, 8], [50, 2, 8]], F)

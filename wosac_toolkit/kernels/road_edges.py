@@ -514,7 +514,8 @@ def _signed_distances(
                 for k in range(4):
                     x, y = corners[r, t, a, k], corners[r, t, a, 4 + k]
                     c = cell_of[r, t, a, k]
-                    if c >= 0:
+                    # A list is empty only where a point of the map is not a number.
+                    if c >= 0 and cell_blocks[c] < cell_blocks[c + 1]:
                         ox, oy = x - centre[c, 0], y - centre[c, 1]
                         oz = (bottom - centre[c, 2]) * _Z_STRETCH
                         offset = np.sqrt(ox * ox + oy * oy + oz * oz) + _SLACK_M
